@@ -1,0 +1,31 @@
+//! The servers that are measured, on the gateway of one network.
+
+use adit_testbed::{Gateway, Network, OpenVpnServer, ServerWrap};
+
+/// A port of adit's, since OpenVPN's server has its own.
+const PORT: i64 = 1195;
+
+/// adit on a port of its own, for UDP and TCP, with the identity `default`: P-256, tls-crypt-v2.
+pub(crate) fn adit(network: &Network) -> Gateway {
+    let mut gateway = Gateway::new(network);
+    gateway.edit(|document| {
+        let entrances = document["entrance"].as_array_of_tables_mut().expect("init writes an entrance");
+        let entrance = entrances.get_mut(0).expect("init writes an entrance");
+        entrance["udp"] = toml_edit::value(PORT);
+        entrance["tcp"] = toml_edit::value(PORT);
+    });
+    gateway.env("ADIT_LOG", "warn");
+    gateway.up();
+    gateway
+}
+
+/// OpenVPN's server at the gateway's address, with P-256 and tls-crypt-v2 as well.
+pub(crate) fn openvpn(network: &Network, tcp: bool, options: &[&str]) -> OpenVpnServer {
+    OpenVpnServer::start(
+        &network.gateway,
+        network.gateway_address(),
+        tcp,
+        ServerWrap::TlsCryptV2,
+        &[&["--verb", "1"], options].concat(),
+    )
+}

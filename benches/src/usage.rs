@@ -1,0 +1,58 @@
+//! What a process and the machine have used, as the kernel counts it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use adit_testbed::Process;
+
+/// Ticks of a second in `/proc`: the kernel's interface has 100 of them on every Linux that adit runs on.
+const TICKS: u64 = 100;
+
+/// Processor time of all threads of a process, of those that have ended too, in steps of 10 ms.
+pub(crate) fn cpu(process: &Process) -> Duration {
+    let text = read(format!("/proc/{}/stat", process.id()));
+    // The name, in parentheses, may have spaces; utime and stime are the 12th and 13th field behind it.
+    let fields: Vec<&str> = text.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    ticks(&fields[11..13])
+}
+
+/// Time that the machine's processors have not been idle, all together.
+pub(crate) fn busy() -> Duration {
+    let text = read("/proc/stat");
+    let fields: Vec<&str> = text.lines().next().expect("a line").split_whitespace().collect();
+    // user nice system idle iowait irq softirq steal; guest time is part of user.
+    let busy = [1, 2, 3, 6, 7, 8].map(|at| fields[at]);
+    ticks(&busy)
+}
+
+/// Resident memory of a process in bytes.
+pub(crate) fn memory(process: &Process) -> u64 {
+    let text = read(format!("/proc/{}/status", process.id()));
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+    kib * 1024
+}
+
+/// Open descriptors of a process.
+pub(crate) fn descriptors(process: &Process) -> usize {
+    count(format!("/proc/{}/fd", process.id()))
+}
+
+/// Threads of a process.
+pub(crate) fn threads(process: &Process) -> usize {
+    count(format!("/proc/{}/task", process.id()))
+}
+
+fn count(directory: impl AsRef<Path>) -> usize {
+    std::fs::read_dir(directory).expect("the process runs").count()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn ticks(fields: &[&str]) -> Duration {
+    let sum: u64 = fields.iter().map(|field| field.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(sum * 1000 / TICKS)
+}

@@ -1,0 +1,303 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// A VPN gateway: stock OpenVPN clients connect, work, and are known by name.
+#[derive(Debug, Parser)]
+#[command(
+    name = "adit",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Example:
+  adit init --dir ./vpn --public vpn.example.org
+  adit -c ./vpn/adit.toml up
+  adit -c ./vpn/adit.toml user add ann --device laptop
+  adit -c ./vpn/adit.toml profile ann laptop > ann.ovpn"
+)]
+pub(crate) struct Cli {
+    /// The configuration file.
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "ADIT_CONFIG",
+        default_value = "/etc/adit/adit.toml",
+        value_name = "FILE"
+    )]
+    pub(crate) config: PathBuf,
+    /// Print one JSON object instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a configuration, a CA and identities.
+    #[command(after_help = "Example:\n  adit init --dir /etc/adit --public vpn.example.org --name north")]
+    Init(Init),
+    /// Explain what is wrong with the configuration, if anything, and show the port plan.
+    Check,
+    /// Run the gateway in the foreground; prints `ready` when it accepts clients.
+    Up,
+    /// Put changes of the configuration in force.
+    #[command(after_help = "Example:\n  adit reload --dry-run")]
+    Reload {
+        /// Only say what would change, and which sessions that touches.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show the whole story in network namespaces on this machine, with a stock client.
+    Demo,
+    /// Totals, drops by reason, rates.
+    Status,
+    /// Users.
+    #[command(subcommand)]
+    User(User),
+    /// Devices of users.
+    #[command(subcommand)]
+    Device(Device),
+    /// Print the profile a stock client takes unchanged.
+    #[command(after_help = "Example:\n  adit profile ann laptop --transport tcp --port 443 > ann.ovpn")]
+    Profile(Profile),
+    /// Live sessions.
+    #[command(subcommand)]
+    Session(Session),
+    /// Server identities.
+    #[command(subcommand)]
+    Identity(Identity),
+    /// The certificate authority.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Connect to a gateway by an OpenVPN profile, in the foreground.
+    ///
+    /// Needs root or CAP_NET_ADMIN. Everything that is changed on this machine is put back at the end; what a client
+    /// that was killed has left is put back by the next one.
+    #[command(after_help = "\
+Example:
+  adit connect ann.ovpn                           what the profile and the server say
+  adit connect ann.ovpn --full                    everything through the tunnel
+  adit connect ann.ovpn --split 10.0.0.0/8,fd00::/8
+  adit connect ann.ovpn --status-json             each change of state as a line of JSON")]
+    Connect(Connect),
+    /// Print a completion script.
+    #[command(after_help = "Example:\n  adit completion bash > /etc/bash_completion.d/adit")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages.
+    Man {
+        /// Where to.
+        dir: PathBuf,
+    },
+}
+
+/// `adit init`
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Where to; made if it is missing.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Names or addresses that clients reach the gateway by; found out if not given.
+    #[arg(long, value_delimiter = ',', value_name = "ADDR")]
+    pub(crate) public: Vec<String>,
+    /// The gateway's name, for certificates and profiles.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// IPv4 addresses for clients; may be repeated.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pool4: Vec<Ipv4Net>,
+    /// IPv6 addresses for clients; may be repeated.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pool6: Vec<Ipv6Net>,
+}
+
+/// `adit user`
+#[derive(Debug, Subcommand)]
+pub(crate) enum User {
+    /// Add a user.
+    #[command(after_help = "Example:\n  adit user add ann --device laptop")]
+    Add {
+        /// The name.
+        name: String,
+        /// Add a first device as well.
+        #[arg(long, value_name = "DEV")]
+        device: Option<String>,
+    },
+    /// List users.
+    List,
+    /// Remove a user for good; returns when every session is cut.
+    Remove {
+        /// The name.
+        name: String,
+    },
+    /// Keep a user out for now; returns when every session is cut.
+    Suspend {
+        /// The name.
+        name: String,
+    },
+    /// Let a suspended user in again.
+    Resume {
+        /// The name.
+        name: String,
+    },
+}
+
+/// `adit device`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Device {
+    /// Add a device to a user.
+    #[command(after_help = "Example:\n  adit device add ann office --prefix 192.168.7.0/24")]
+    Add {
+        /// The user.
+        user: String,
+        /// The device.
+        device: String,
+        /// A certificate request (PEM), if the key is made on the device.
+        #[arg(long, value_name = "FILE")]
+        csr: Option<PathBuf>,
+        /// A network behind the device, routed through it; may be repeated.
+        #[arg(long, value_name = "CIDR")]
+        prefix: Vec<IpNet>,
+    },
+    /// List devices.
+    List {
+        /// Only those of this user.
+        user: Option<String>,
+    },
+    /// Revoke a device for good; returns when its sessions are cut.
+    Revoke {
+        /// The user.
+        user: String,
+        /// The device.
+        device: String,
+    },
+}
+
+/// `adit profile`
+#[derive(Debug, Args)]
+pub(crate) struct Profile {
+    /// The user.
+    pub(crate) user: String,
+    /// The device.
+    pub(crate) device: String,
+    /// The server identity; the first of the configuration otherwise.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) identity: Option<String>,
+    /// What carries the tunnel.
+    #[arg(long, value_enum, default_value_t = TransportChoice::Both)]
+    pub(crate) transport: TransportChoice,
+    /// A port, or `random`.
+    #[arg(long, value_name = "N|random")]
+    pub(crate) port: Option<String>,
+    /// The gateway's name or address, instead of the configured ones.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) remote: Option<String>,
+    /// What goes through the tunnel; otherwise what the gateway says.
+    #[arg(long, value_enum)]
+    pub(crate) route: Option<RouteChoice>,
+    /// The format.
+    #[arg(long, value_enum, default_value_t = Format::Ovpn)]
+    pub(crate) format: Format,
+}
+
+/// UDP, TCP or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportChoice {
+    Udp,
+    Tcp,
+    Both,
+}
+
+/// What goes through the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteChoice {
+    Full,
+    Split,
+    None,
+}
+
+/// Format of a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For OpenVPN clients.
+    Ovpn,
+}
+
+/// `adit session`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Session {
+    /// List live sessions.
+    List,
+    /// Close a session; its client may come back.
+    Close {
+        /// The session's id.
+        id: String,
+    },
+}
+
+/// `adit identity`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Identity {
+    /// List identities.
+    List,
+    /// Add an identity to the configuration and put it in force.
+    #[command(after_help = "Example:\n  adit identity add ed --key Ed25519 --wrap tls-crypt")]
+    Add {
+        /// The name.
+        name: String,
+        /// Kind of key: RSA-2048 … RSA-8192, P-256, P-384, secp521r1, Ed25519, Ed448.
+        #[arg(long)]
+        key: String,
+        /// none, tls-auth, tls-crypt or tls-crypt-v2.
+        #[arg(long)]
+        wrap: String,
+        /// Digest of tls-auth: SHA1, SHA256, SHA384, SHA512.
+        #[arg(long)]
+        auth: Option<String>,
+        /// The port that profiles prefer.
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// Remove an identity and its keys.
+    Remove {
+        /// The name.
+        name: String,
+    },
+    /// Give an identity a new key and certificate; profiles stay good.
+    Rotate {
+        /// The name.
+        name: String,
+    },
+}
+
+/// `adit ca`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ca {
+    /// Until when everything is valid.
+    Status,
+}
+
+/// `adit connect`
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// The profile.
+    pub(crate) profile: PathBuf,
+    /// Send only these networks through the tunnel.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR", conflicts_with = "full")]
+    pub(crate) split: Vec<IpNet>,
+    /// Send everything through the tunnel.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Print each change of state as a JSON object on a line.
+    #[arg(long)]
+    pub(crate) status_json: bool,
+}

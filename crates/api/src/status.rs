@@ -1,0 +1,51 @@
+//! Totals, and what a reload does.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Time;
+
+/// How the gateway is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The gateway's id.
+    pub gateway: String,
+    /// The gateway's name.
+    pub name: String,
+    /// The program's version.
+    pub version: String,
+    /// Since when it runs.
+    pub since: Time,
+    /// Live sessions by protocol.
+    pub sessions: BTreeMap<String, u64>,
+    /// Handshakes under way.
+    pub handshakes: u64,
+    /// Bytes of inner packets received from clients since the start.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent to clients since the start.
+    pub tx_bytes: u64,
+    /// Bytes per second received in the last ten seconds.
+    pub rx_rate: u64,
+    /// Bytes per second sent in the last ten seconds.
+    pub tx_rate: u64,
+    /// Dropped packets by reason, since the start.
+    pub drops: BTreeMap<String, u64>,
+    /// Sessions that have begun since the start.
+    pub sessions_started: u64,
+    /// Logins refused since the start.
+    pub logins_refused: u64,
+}
+
+/// What a reload does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// True when it was done.
+    pub applied: bool,
+    /// Each change in words.
+    pub changes: Vec<String>,
+    /// Ids of sessions that the changes touch.
+    pub sessions_touched: Vec<String>,
+    /// Changes that need the gateway to be started anew; nothing is done if there are any.
+    pub needs_restart: Vec<String>,
+}

@@ -1,0 +1,202 @@
+//! This machine's side of the tunnel: the interface, and the machine as the tunnel wants it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use adit_host::lock::LockFile;
+use adit_host::netlink::{Netlink, NetlinkFault, RouteTo};
+use adit_host::plumbing::{HostState, InProcess, Plumbing, PlumbingFault, Recovery};
+use adit_host::sysctl::{self, RpFilter, SysctlFault, rp_filter_effective};
+use adit_host::tun::{Tun, TunOptions};
+use adit_host::udp::{PathMtu, UdpOptions, UdpSocket};
+
+use crate::host_state::{self, MARK, Surroundings};
+use crate::place::{Place, PlaceFault};
+use crate::tunnel::Tunnel;
+
+/// The interface's name, unless the profile has one; the kernel fills in the first number that is free.
+const INTERFACE: &str = "adit%d";
+/// Bytes of datagrams that may wait to be received: 10 ms at 3 Gb/s.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Why this machine cannot have its side.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkFault {
+    /// Where to remember what is to be undone.
+    #[error(transparent)]
+    Place(#[from] PlaceFault),
+    /// The machine does not do what it is asked to.
+    #[error(transparent)]
+    Plumbing(#[from] PlumbingFault),
+    /// Routes cannot be asked for.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkFault),
+}
+
+/// See the module's text. What was changed is put back by [`undo`](Self::undo), at the latest when this is dropped.
+pub(crate) struct Network {
+    plumbing: Box<dyn Plumbing>,
+    interface: String,
+    index: u32,
+    tunnel: Option<Tunnel>,
+    applied: HostState,
+    strict: BTreeSet<String>,
+    uplink: Option<RouteTo>,
+    no_sysctls: bool,
+    _lock: LockFile,
+}
+
+impl Network {
+    /// Cleans up after clients that crashed and opens the interface, `name` if given. Nothing else is changed yet.
+    pub(crate) fn open(place: &Place, name: Option<&str>) -> Result<(Self, Tun), NetworkFault> {
+        place.clean_up();
+        let tun = Tun::open(&TunOptions::new(name.unwrap_or(INTERFACE))).map_err(PlumbingFault::from)?;
+        let interface = tun.name().to_owned();
+        let lock = place.lock(&interface)?;
+        let (plumbing, recovery) = InProcess::start(&place.record(&interface))?;
+        if recovery != Recovery::Clean {
+            tracing::warn!(interface, "{recovery}");
+        }
+        let network = Self {
+            plumbing: Box::new(plumbing),
+            interface,
+            index: tun.index(),
+            tunnel: None,
+            applied: HostState::default(),
+            strict: BTreeSet::new(),
+            uplink: None,
+            no_sysctls: false,
+            _lock: lock,
+        };
+        Ok((network, tun))
+    }
+
+    /// The interface's name.
+    pub(crate) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// A UDP socket for each IP version this machine has, IPv4 first. What they send stays outside the tunnel.
+    pub(crate) fn sockets(&mut self) -> Result<Vec<UdpSocket>, NetworkFault> {
+        let options = UdpOptions {
+            recv_buffer: Some(RECEIVE_BUFFER),
+            path_mtu: PathMtu::Fragment,
+            mark: Some(MARK),
+            ..UdpOptions::default()
+        };
+        let mut sockets =
+            vec![self.plumbing.bind_udp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), &options)?];
+        if has_ipv6() {
+            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+            sockets.push(self.plumbing.bind_udp(any, &options)?);
+        }
+        Ok(sockets)
+    }
+
+    /// Sees to it that `server` is reached outside the tunnel and its answers arrive; false when no route leads
+    /// there.
+    pub(crate) fn reach(&mut self, server: IpAddr) -> Result<bool, NetworkFault> {
+        if server.is_ipv6() && !has_ipv6() {
+            return Ok(false);
+        }
+        let Some(uplink) = Netlink::open()?.route_to(server, MARK)? else { return Ok(false) };
+        if server.is_ipv4() && self.uplink.as_ref() != Some(&uplink) {
+            self.uplink = Some(uplink);
+            // What stays outside leaves by another way now.
+            self.apply()?;
+        }
+        self.let_answers_in(server)?;
+        Ok(true)
+    }
+
+    /// Makes the machine fit the tunnel. Called again with another one, it changes what is different.
+    pub(crate) fn set_up(&mut self, tunnel: Tunnel, server: IpAddr) -> Result<(), NetworkFault> {
+        self.tunnel = Some(tunnel);
+        self.apply()?;
+        self.let_answers_in(server)
+    }
+
+    /// Puts everything back.
+    pub(crate) fn undo(&mut self) -> Result<(), PlumbingFault> {
+        self.tunnel = None;
+        self.plumbing.undo()
+    }
+
+    /// A strict reverse path filter asks where an answer to the server would go, finds that to be the tunnel, and
+    /// silently drops what the server sends. On the interface that leads to the server it has to be loose then; the
+    /// kernel takes the larger of that value and the one for all interfaces. The same goes for the tunnel's own
+    /// interface, for programs that choose it by themselves.
+    fn let_answers_in(&mut self, server: IpAddr) -> Result<(), NetworkFault> {
+        if self.tunnel.is_none() {
+            return Ok(());
+        }
+        let mut concerned = vec![self.interface.clone()];
+        if server.is_ipv4() {
+            let mut netlink = Netlink::open()?;
+            let (there, back) = (netlink.route_to(server, MARK)?, netlink.route_to(server, 0)?);
+            let differs = there.as_ref().map(|to| to.interface_index) != back.map(|to| to.interface_index);
+            concerned.extend(there.filter(|_| differs).map(|to| to.interface));
+        }
+        let before = self.strict.len();
+        let strict = |interface: &String| matches!(rp_filter_effective(interface), Ok(RpFilter::Strict));
+        self.strict.extend(concerned.into_iter().filter(strict));
+        if self.strict.len() > before { self.apply() } else { Ok(()) }
+    }
+
+    fn apply(&mut self) -> Result<(), NetworkFault> {
+        let Some(tunnel) = &self.tunnel else { return Ok(()) };
+        // Interfaces come and go.
+        self.strict.retain(|interface| rp_filter_effective(interface).is_ok());
+        let mut wanted = host_state::wanted(
+            tunnel,
+            &Surroundings {
+                interface: &self.interface,
+                index: self.index,
+                ipv6: has_ipv6(),
+                uplink: self.uplink.as_ref(),
+                strict: &self.strict,
+            },
+        );
+        if self.no_sysctls {
+            wanted.sysctls.clear();
+        }
+        if let Err(PlumbingFault::Sysctl(fault)) = self.change(&wanted) {
+            self.explain(&fault);
+            self.no_sysctls = true;
+            wanted.sysctls.clear();
+            self.change(&wanted)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, wanted: &HostState) -> Result<(), PlumbingFault> {
+        if self.applied.addresses != wanted.addresses && !self.applied.addresses.is_empty() {
+            // With its last address an interface loses its routes, and packets would leave past the tunnel for a
+            // moment: so the new addresses come before the old ones go.
+            let mut both = wanted.clone();
+            both.addresses.extend(self.applied.addresses.iter().cloned());
+            self.plumbing.apply(&both)?;
+        }
+        self.plumbing.apply(wanted)?;
+        self.applied = wanted.clone();
+        Ok(())
+    }
+
+    /// Parameters that cannot be set, as in many containers, are for the operator to set.
+    fn explain(&self, fault: &SysctlFault) {
+        for interface in &self.strict {
+            let name = sysctl::of_interface(4, interface, "rp_filter");
+            tracing::warn!(
+                "{name} is strict, so that the kernel drops what the server sends; set it to 2 (the larger of this and \
+                 net.ipv4.conf.all.rp_filter counts)"
+            );
+        }
+        tracing::warn!("going on without kernel parameters: {fault}");
+    }
+}
+
+/// Whether this machine speaks IPv6 at all.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}

@@ -1,0 +1,294 @@
+//! What goes between the control plane and a shard.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use adit_host::poll::Waker;
+use adit_host::tun::Tun;
+use adit_host::udp::UdpSocket;
+use adit_openvpn::gate::{Admission, Gate};
+use adit_openvpn::packet::SessionId;
+use adit_tunnel::Drops;
+
+use crate::Session;
+use crate::shard::Shard;
+
+/// Names a session, from its first packet on, between shard and control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(u64);
+
+/// A way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// Datagrams between these two addresses through socket number `socket`.
+    Udp {
+        /// Index into [`Parts::sockets`].
+        socket: usize,
+        /// The peer's address.
+        remote: SocketAddr,
+        /// Our address that the peer dialled: answers leave from it. A client leaves it unspecified, so that
+        /// routing chooses, and chooses again when this machine's addresses change.
+        local: SocketAddr,
+    },
+    /// The TCP connection that was adopted under this handle.
+    Stream {
+        /// The connection.
+        connection: Handle,
+        /// The peer's address.
+        remote: SocketAddr,
+        /// Our address that the peer dialled.
+        local: SocketAddr,
+    },
+}
+
+impl Path {
+    /// The peer's address.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        match self {
+            Self::Udp { remote, .. } | Self::Stream { remote, .. } => *remote,
+        }
+    }
+
+    /// Our address that the peer dialled.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        match self {
+            Self::Udp { local, .. } | Self::Stream { local, .. } => *local,
+        }
+    }
+
+    /// This path after a packet came by `new`: an address of ours that was left open stays open.
+    pub(crate) fn moved_to(self, new: Self) -> Self {
+        match (self, new) {
+            (Self::Udp { local, .. }, Self::Udp { socket, remote, .. }) if local.ip().is_unspecified() => {
+                Self::Udp { socket, remote, local }
+            }
+            _ => new,
+        }
+    }
+
+    /// True over TCP.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. })
+    }
+}
+
+/// What a shard tells the control plane.
+#[derive(Debug)]
+pub enum Event {
+    /// The gate let a client in. Its control packets come as [`Event::Control`] from now on; answer with
+    /// [`Command::Forget`] if it is not wanted after all.
+    Admitted {
+        /// The new session's name.
+        handle: Handle,
+        /// What the gate found out.
+        admission: Box<Admission>,
+        /// Where the packet came from.
+        path: Path,
+        /// The packet that was admitted.
+        packet: Vec<u8>,
+    },
+    /// A control packet. It is not authenticated.
+    Control {
+        /// The session it claims to be for.
+        handle: Handle,
+        /// Where it came from.
+        path: Path,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// An authenticated, newer data packet came from another address: the session is there now.
+    Moved {
+        /// The session.
+        handle: Handle,
+        /// Where it is.
+        path: Path,
+    },
+    /// The peer said on the data channel that it leaves.
+    PeerLeft {
+        /// The session.
+        handle: Handle,
+    },
+    /// A TCP connection is gone.
+    StreamClosed {
+        /// The connection's handle.
+        handle: Handle,
+        /// Why, for the log.
+        why: String,
+    },
+    /// The tun interface is gone; nothing can be forwarded any more.
+    TunGone(String),
+}
+
+/// What the control plane tells a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// Send a control packet or a sealed data packet on this path.
+    Transmit(Path, Vec<u8>),
+    /// Carry this session's data packets from now on.
+    Attach(Arc<Session>),
+    /// Forget a session and everything that leads to it. The sender is told when it is done.
+    Forget(Handle, Option<SyncSender<()>>),
+    /// Send control packets from this address up under this handle (a client watches its server).
+    Watch(SocketAddr, Handle),
+    /// Take over a TCP connection; `leftover` was read from it already.
+    Adopt {
+        /// Names the connection, and the session on it.
+        handle: Handle,
+        /// The connection; nonblocking.
+        stream: TcpStream,
+        /// Bytes that were read beyond what has been handled.
+        leftover: Vec<u8>,
+    },
+    /// Judge first packets by this from now on.
+    Gate(Arc<Gate>),
+    /// End the thread.
+    Stop,
+}
+
+/// What a shard is made of.
+pub struct Parts {
+    /// Inner packets come from and go to here.
+    pub tun: Tun,
+    /// UDP sockets; [`Path::Udp`] refers to them by index.
+    pub sockets: Vec<UdpSocket>,
+    /// Judges first packets; without it they are dropped.
+    pub gate: Option<Arc<Gate>>,
+    /// MTU of the tun interface.
+    pub mtu: u16,
+    /// Handshakes under way at most; more first packets are dropped.
+    pub max_half_open: usize,
+    /// Takes an event, or says that there is no room.
+    pub events: Box<dyn Fn(Event) -> bool + Send>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("tun", &self.tun)
+            .field("sockets", &self.sockets)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The shard could not be started.
+#[derive(Debug)]
+pub struct StartFault(io::Error);
+
+impl std::fmt::Display for StartFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the packet loop cannot start: {}", self.0)
+    }
+}
+
+impl std::error::Error for StartFault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl From<io::Error> for StartFault {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+/// Commands that may wait; a shard takes them between batches, so they rarely do.
+const COMMANDS: usize = 16 * 1024;
+
+/// The handle to a running shard. Dropping it does not end the shard; [`Engine::stop`] does.
+#[derive(Debug)]
+pub struct Engine {
+    commands: SyncSender<Command>,
+    waker: Arc<Waker>,
+    handles: Arc<AtomicU64>,
+    drops: Arc<Drops>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts a shard on a thread of its own.
+///
+/// # Errors
+/// When the process is out of descriptors or threads.
+pub fn start(parts: Parts) -> Result<Engine, StartFault> {
+    let (commands, inbox): (_, Receiver<Command>) = sync_channel(COMMANDS);
+    let waker = Arc::new(Waker::new()?);
+    let handles = Arc::new(AtomicU64::new(1));
+    let drops = Arc::new(Drops::default());
+    let shard = Shard::new(parts, inbox, Arc::clone(&waker), Arc::clone(&handles), Arc::clone(&drops))?;
+    let thread = std::thread::Builder::new().name("shard-0".into()).spawn(move || shard.run())?;
+    Ok(Engine { commands, waker, handles, drops, thread: Mutex::new(Some(thread)) })
+}
+
+impl Engine {
+    /// Hands a command to the shard. It is lost when the shard has ended.
+    pub fn tell(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// A handle nobody else has.
+    #[must_use]
+    pub fn new_handle(&self) -> Handle {
+        next_handle(&self.handles)
+    }
+
+    /// Packets dropped so far, by reason.
+    #[must_use]
+    pub fn drops(&self) -> &Arc<Drops> {
+        &self.drops
+    }
+
+    /// Forgets a session and returns when no packet of it can pass any more.
+    pub fn forget_and_wait(&self, handle: Handle) {
+        let (done, wait) = sync_channel(1);
+        self.tell(Command::Forget(handle, Some(done)));
+        // An error means that the shard is gone, and the session with it.
+        let _ = wait.recv();
+    }
+
+    /// Ends the shard and waits for it.
+    pub fn stop(&self) {
+        self.tell(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(crate) fn next_handle(handles: &AtomicU64) -> Handle {
+    Handle(handles.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Handle {
+    /// A handle for tests, which never reaches a shard.
+    #[must_use]
+    pub fn for_test(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// As a number, for poll tokens.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// From a poll token.
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// A session's control packets are found by the address they come from and the id they carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ControlKey {
+    pub(crate) remote: SocketAddr,
+    pub(crate) session: SessionId,
+}

@@ -1,0 +1,173 @@
+//! Reload: the difference between the configuration in force and the file.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use adit_api::{Problem, ReloadReport};
+use adit_openvpn::machine::Farewell;
+
+use super::{Admin, internal, invalid};
+use crate::config::{Config, Loaded, TunnelConfig};
+use crate::control::{Message, Which};
+use crate::desk::Ask;
+
+/// Differences in words, by what they need.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Difference {
+    live: Vec<String>,
+    restart: Vec<String>,
+    /// Identities that are gone: their sessions end.
+    gone: Vec<String>,
+}
+
+impl Admin {
+    /// Reads the file again and says what is different; without `dry_run` puts it in force, unless something needs a
+    /// new start.
+    ///
+    /// # Errors
+    /// [`Problem`] when the new configuration makes no sense; the old one stays in force.
+    pub async fn reload(&self, dry_run: bool) -> Result<ReloadReport, Problem> {
+        let old = self.loaded();
+        let new = Loaded::read(&old.path).map_err(invalid)?;
+        let difference = compare(&old.config, &new.config);
+        let touched = self.sessions_of(&difference.gone).await?;
+        let mut report = ReloadReport {
+            applied: false,
+            changes: difference.live,
+            sessions_touched: touched,
+            needs_restart: difference.restart,
+        };
+        if dry_run || !report.needs_restart.is_empty() {
+            return Ok(report);
+        }
+        self.use_identities(&new).map_err(invalid)?;
+        let tunnel = Arc::new(new.config.tunnel.clone());
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        if let Some(live) = self.live() {
+            // When the desk is gone the gateway is about to end anyway.
+            let _ = live.desk.send(Ask::Settings(tunnel));
+        }
+        self.apply_sites()?;
+        for id in &report.sessions_touched {
+            let farewell = Farewell::Restart("the configuration has changed".into());
+            self.cut(Which::Session(id.clone()), farewell).await?;
+        }
+        report.applied = true;
+        Ok(report)
+    }
+
+    async fn sessions_of(&self, identities: &[String]) -> Result<Vec<String>, Problem> {
+        let Some(live) = self.live().filter(|_| !identities.is_empty()) else { return Ok(Vec::new()) };
+        let sessions = live.control.ask(Message::List).await.map_err(internal)?;
+        let touched = sessions.into_iter().filter(|session| identities.contains(&session.identity));
+        Ok(touched.map(|session| session.id).collect())
+    }
+}
+
+fn compare(old: &Config, new: &Config) -> Difference {
+    let mut difference = Difference::default();
+    let restart = &mut difference.restart;
+    let mut fixed = |changed: bool, what: &str| {
+        if changed {
+            restart.push(format!("{what} has changed"));
+        }
+    };
+    fixed(old.name != new.name, "name");
+    fixed(old.state != new.state, "state");
+    fixed(old.ca.key != new.ca.key, "[ca] key");
+    fixed(old.entrance != new.entrance, "[[entrance]]");
+    fixed(old.unknown != new.unknown, "[unknown]");
+    fixed(old.store != new.store, "[store]");
+    fixed(old.api != new.api, "[api]");
+    let (before, after) = (&old.tunnel, &new.tunnel);
+    fixed(before.interface != after.interface, "[tunnel] interface");
+    fixed(before.pool4 != after.pool4, "[tunnel] pool4");
+    fixed(before.pool6 != after.pool6, "[tunnel] pool6");
+    fixed(before.mtu != after.mtu, "[tunnel] mtu");
+    fixed(before.sndbuf != after.sndbuf, "[tunnel] sndbuf");
+    fixed(before.rcvbuf != after.rcvbuf, "[tunnel] rcvbuf");
+    fixed(before.max_handshakes != after.max_handshakes, "[tunnel] max_handshakes");
+    if old.public != new.public {
+        difference.live.push(format!("public: {:?}, in new profiles", new.public));
+    }
+    if old.ca != new.ca && old.ca.key == new.ca.key {
+        difference.live.push("[ca]: for new certificates".into());
+    }
+    for identity in &old.identity {
+        match new.identity.iter().find(|other| other.name == identity.name) {
+            None => {
+                difference.live.push(format!("identity {} is gone, and its sessions end", identity.name));
+                difference.gone.push(identity.name.clone());
+            }
+            Some(other) if other != identity => {
+                difference.live.push(format!("identity {} has changed, for new sessions", identity.name));
+            }
+            Some(_) => {}
+        }
+    }
+    let added = new.identity.iter().filter(|i| !old.identity.iter().any(|other| other.name == i.name));
+    difference.live.extend(added.map(|identity| format!("identity {} is new", identity.name)));
+    if before.client_to_client != after.client_to_client {
+        let may = if after.client_to_client { "may" } else { "may no longer" };
+        difference.live.push(format!("clients {may} reach each other"));
+    }
+    let same_but = TunnelConfig { client_to_client: before.client_to_client, ..after.clone() };
+    if same_but != *before && difference.restart.is_empty() {
+        difference.live.push("[tunnel]: for new sessions".into());
+    }
+    difference
+}
+
+/// Replaces a file as a whole, keeping who may read it.
+pub(super) fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let temporary = directory.join(format!(".adit.toml.{}", std::process::id()));
+    let mode = std::fs::metadata(path)?.permissions();
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        file.set_permissions(mode)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    let result = write();
+    if result.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{InitOptions, parse, render};
+
+    fn config(change: impl Fn(String) -> String) -> Config {
+        parse(&change(render(&InitOptions::default())), Path::new("adit.toml")).unwrap()
+    }
+
+    #[test]
+    fn what_can_change_while_running_is_told_from_what_cannot() {
+        let old = config(|text| text);
+        assert_eq!(compare(&old, &old), Difference::default());
+        let dns = config(|text| text.replace("# dns", "dns"));
+        assert_eq!(compare(&old, &dns).live, ["[tunnel]: for new sessions"]);
+        let pool = config(|text| text.replace("10.88.0.0/16", "10.99.0.0/16"));
+        assert_eq!(compare(&old, &pool).restart, ["[tunnel] pool4 has changed"]);
+        let open = config(|text| text.replace("client_to_client = false", "client_to_client = true"));
+        assert_eq!(compare(&old, &open).live, ["clients may reach each other"]);
+    }
+
+    #[test]
+    fn sessions_of_a_removed_identity_are_touched() {
+        let old = config(|text| text);
+        let new = config(|text| text.replace("name = \"compat\"", "name = \"other\""));
+        let difference = compare(&old, &new);
+        assert_eq!(difference.gone, ["compat"]);
+        assert_eq!(
+            difference.live,
+            ["identity compat is gone, and its sessions end", "identity other is new"]
+        );
+    }
+}

@@ -1,0 +1,104 @@
+use super::*;
+
+const MINIMAL: &str = "[tunnel]\npool4 = [\"10.88.0.0/16\"]\n";
+
+fn parsed(text: &str) -> Result<Config, String> {
+    parse(text, Path::new("adit.toml")).map_err(|fault| fault.to_string())
+}
+
+#[test]
+fn what_init_writes_is_valid_and_says_what_it_was_told() {
+    let options = InitOptions {
+        public: vec!["vpn.example.org".into(), "192.0.2.1".into()],
+        name: Some("north".into()),
+        pool4: vec!["10.9.0.0/24".parse().unwrap()],
+        pool6: vec![],
+    };
+    let config = parsed(&render(&options)).unwrap();
+    assert_eq!((config.name.as_str(), config.public.len()), ("north", 2));
+    assert_eq!(config.tunnel.pool4, ["10.9.0.0/24".parse().unwrap()]);
+    assert_eq!(config.tunnel.pool6, ["fd88::/64".parse().unwrap()]);
+    let identities: Vec<_> = config.identity.iter().map(|i| (i.name.as_str(), i.wrap)).collect();
+    assert_eq!(identities, [("default", WrapKind::TlsCryptV2), ("compat", WrapKind::TlsCrypt)]);
+    assert_eq!(config.api.socket, Path::new("adit.sock"));
+}
+
+#[test]
+fn unknown_keys_are_errors_with_line_and_the_nearest_right_name() {
+    for (text, expected) in [
+        ("pool = 1\n", "adit.toml:1: "),
+        (
+            "[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmssfx = 3\n",
+            "adit.toml:3: unknown key `mssfx`; did you mean `mssfix`?",
+        ),
+        (
+            "[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nadress = \"::\"\n",
+            "adit.toml:4: unknown key `adress`; did you mean `address`?",
+        ),
+        (
+            "[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[identity]]\nname = \"a\"\nkey = \"P-256\"\nwrap = \"tls-cript\"\n",
+            "adit.toml:6: unknown value `tls-cript`; did you mean `tls-crypt`?",
+        ),
+    ] {
+        let message = parsed(text).unwrap_err();
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
+#[test]
+fn values_that_make_no_sense_are_named_with_the_remedy() {
+    for (lines, expected) in [
+        ("name = \"a b\"\n[tunnel]\npool4 = [\"10.8.0.0/24\"]", "without spaces"),
+        ("[tunnel]\n", "clients need addresses"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\", \"10.8.0.0/25\"]", "overlap"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmtu = 900", "between 1280 and 9000"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nroutes = \"half\"", "\"full\", or a list"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nping = \"10s\"", "ping_restart longer"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nciphers = [\"BF-CBC\"]", "not one of AES-256-GCM"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nsearch = [\"a,b\"]", "not a domain name"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[nat]\nblock = 64", "not supported by this version"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"1-29999\"", "one socket for each port"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"0\"", "is not a set of ports"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[ca]\nkey = \"DSA\"", "Ed448"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[store]\nurl = \"mysql://\"", "knows only"),
+    ] {
+        let message = parsed(lines).unwrap_err();
+        assert!(message.contains(expected), "{lines}: {message}");
+    }
+}
+
+#[test]
+fn identities_that_nothing_tells_apart_are_refused() {
+    let identity = |name: &str, key: &str, wrap: &str| {
+        format!("[[identity]]\nname = \"{name}\"\nkey = \"{key}\"\nwrap = \"{wrap}\"\n")
+    };
+    let with = |identities: &[String]| parsed(&format!("{MINIMAL}{}", identities.concat()));
+    assert!(with(&[identity("a", "P-256", "none"), identity("b", "Ed25519", "none")]).is_ok());
+    let same = with(&[identity("a", "P-256", "none"), identity("b", "P-256", "none")]).unwrap_err();
+    assert!(same.contains("identities a and b"), "{same}");
+    let twice = with(&[identity("a", "P-256", "none"), identity("a", "Ed25519", "tls-crypt")]).unwrap_err();
+    assert!(twice.contains("two identities named a"), "{twice}");
+}
+
+#[test]
+fn a_missing_file_says_how_to_make_one() {
+    let fault = Loaded::read(Path::new("/nonexistent/adit.toml")).unwrap_err();
+    assert!(fault.to_string().contains("adit init --dir DIR"));
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let config = parsed(&render(&InitOptions::default())).unwrap();
+    let loaded = Loaded { path: "/srv/vpn/adit.toml".into(), config };
+    assert_eq!(loaded.state(), Path::new("/srv/vpn/state"));
+    assert_eq!(loaded.socket(), Path::new("/srv/vpn/adit.sock"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_a_clear_error(text in "[a-z0-9_\\[\\]=\", \n.]{0,200}") {
+        if let Err(message) = parsed(&text) {
+            proptest::prop_assert!(message.len() > "adit.toml:0: ".len());
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The desk: decides who comes in, hands out leases, keeps the journal. A thread of its own, so that the control
+//! thread never waits for the disk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use adit_engine::Handle;
+use adit_openvpn::push::PushOption;
+use adit_pki::Certificate;
+use adit_plan::pool::Inner;
+use adit_store::{
+    AccessFault, DeviceId, KeyHash, Lease, LeaseFault, LeaseRequest, Serial, SessionId, SessionStart, Store,
+    UserId,
+};
+use ipnet::IpNet;
+
+use crate::clock;
+use crate::config::TunnelConfig;
+use crate::control::{Control, Message};
+use crate::sites::Sites;
+
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const TRY_LATER: &str = "temporary failure at the gateway; try again later";
+
+/// A question to the desk.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// May this client come in?
+    Login(Login),
+    /// May this client stay? (At a renegotiation.)
+    Stay { handle: Handle, leaf: Vec<u8> },
+    /// This session is over.
+    End { handle: Handle, reason: String },
+    /// Hands this on to the control thread, behind all decisions made so far: a client that was let in an instant
+    /// before its user was removed is then found and closed.
+    Forward(Box<Message>),
+    /// From now on these settings count.
+    Settings(Arc<TunnelConfig>),
+    /// No more questions will come; end every lease.
+    Close,
+}
+
+/// A client that has proven who it is.
+#[derive(Debug)]
+pub(crate) struct Login {
+    pub(crate) handle: Handle,
+    /// The client's own certificate, DER.
+    pub(crate) leaf: Vec<u8>,
+    pub(crate) protocol: &'static str,
+    pub(crate) identity: String,
+    pub(crate) tcp: bool,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone)]
+pub(crate) struct Granted {
+    pub(crate) session: SessionId,
+    pub(crate) user: UserId,
+    pub(crate) user_name: String,
+    pub(crate) device: DeviceId,
+    pub(crate) device_name: String,
+    pub(crate) inner: Inner,
+    pub(crate) prefixes: Vec<IpNet>,
+    pub(crate) options: Vec<PushOption>,
+    /// The device's session that this one takes the place of.
+    pub(crate) replaces: Option<Handle>,
+}
+
+/// An answer of the desk.
+#[derive(Debug)]
+pub(crate) enum Decision {
+    /// Come in.
+    Granted(Box<Granted>),
+    /// Stay.
+    Stays,
+    /// Go away.
+    Refused(Refused),
+}
+
+/// Why a client may not come in.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// For the client.
+    tell: String,
+    /// For the log.
+    log: String,
+    /// It is the gateway's trouble; the client may try again.
+    temporary: bool,
+}
+
+impl Refused {
+    fn for_good(tell: impl Into<String>, log: impl Into<String>) -> Self {
+        Self { tell: tell.into(), log: log.into(), temporary: false }
+    }
+
+    fn for_now(tell: impl Into<String>, log: impl Into<String>) -> Self {
+        Self { tell: tell.into(), log: log.into(), temporary: true }
+    }
+
+    pub(crate) fn tell(&self) -> &str {
+        &self.tell
+    }
+
+    pub(crate) fn log(&self) -> &str {
+        &self.log
+    }
+
+    pub(crate) fn is_temporary(&self) -> bool {
+        self.temporary
+    }
+}
+
+/// The handle to the desk's thread.
+///
+/// Its queue has no bound of its own: a session has at most one question open and one end, and the number of sessions
+/// and handshakes is bounded. So the control thread never waits for the desk, while the desk may wait for it.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    questions: Sender<Ask>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Desk {
+    /// Starts the desk; its decisions go to `control`.
+    pub(crate) fn start(
+        store: Store,
+        settings: Arc<TunnelConfig>,
+        sites: Sites,
+        control: Control,
+    ) -> std::io::Result<Self> {
+        let (questions, inbox) = channel();
+        let clerk =
+            Clerk { store, settings, sites, held: HashMap::new(), by_device: HashMap::new(), control };
+        let thread = std::thread::Builder::new().name("desk".into()).spawn(move || clerk.run(&inbox))?;
+        Ok(Self { questions, thread: Some(thread) })
+    }
+
+    /// A way to ask.
+    pub(crate) fn questions(&self) -> Sender<Ask> {
+        self.questions.clone()
+    }
+
+    /// Ends every lease and session in the journal, and the thread.
+    pub(crate) fn close(&mut self) {
+        let _ = self.questions.send(Ask::Close);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a live session has taken.
+struct Held {
+    session: SessionId,
+    device: DeviceId,
+    lease: Lease,
+}
+
+struct Clerk {
+    store: Store,
+    settings: Arc<TunnelConfig>,
+    sites: Sites,
+    held: HashMap<Handle, Held>,
+    by_device: HashMap<DeviceId, Handle>,
+    control: Control,
+}
+
+impl Clerk {
+    fn run(mut self, inbox: &Receiver<Ask>) {
+        let mut beat = Instant::now() + HEARTBEAT;
+        loop {
+            match inbox.recv_timeout(beat.saturating_duration_since(Instant::now())) {
+                Ok(Ask::Login(login)) => self.login(&login),
+                Ok(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
+                Ok(Ask::End { handle, reason }) => self.end(handle, &reason),
+                Ok(Ask::Forward(message)) => self.control.tell(*message),
+                Ok(Ask::Settings(settings)) => self.settings = settings,
+                Ok(Ask::Close) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    beat = Instant::now() + HEARTBEAT;
+                    if let Err(error) = self.store.heartbeat(clock::now()) {
+                        tracing::error!(%error, "the journal's heartbeat could not be written");
+                    }
+                }
+            }
+        }
+        let handles: Vec<_> = self.held.keys().copied().collect();
+        for handle in handles {
+            self.end(handle, "gateway stopped");
+        }
+        if let Err(error) = self.store.heartbeat(clock::now()) {
+            tracing::error!(%error, "the journal could not be closed");
+        }
+    }
+
+    fn login(&mut self, login: &Login) {
+        let decision = match self.admit(login) {
+            Ok(granted) => Decision::Granted(Box::new(granted)),
+            Err(refused) => Decision::Refused(refused),
+        };
+        self.control.tell(Message::Decided(login.handle, decision));
+    }
+
+    fn stay(&mut self, handle: Handle, leaf: &[u8]) {
+        let result = identify(leaf).and_then(|(serial, key)| {
+            self.store.authorize(&serial, &key, clock::now()).map_err(|fault| refusal(&fault))
+        });
+        let decision = match result {
+            Ok(_) => Decision::Stays,
+            Err(refused) => Decision::Refused(refused),
+        };
+        self.control.tell(Message::Decided(handle, decision));
+    }
+
+    fn admit(&mut self, login: &Login) -> Result<Granted, Refused> {
+        let now = clock::now();
+        let (serial, key) = identify(&login.leaf)?;
+        let holder = self.store.authorize(&serial, &key, now).map_err(|fault| refusal(&fault))?;
+        let session = self
+            .store
+            .open_session(&SessionStart {
+                device: holder.device.id,
+                certificate: Some((&serial, &key)),
+                protocol: login.protocol,
+                identity: &login.identity,
+                transport: if login.tcp { "tcp" } else { "udp" },
+                now,
+            })
+            .map_err(|fault| refusal(&fault))?;
+        let request = LeaseRequest { device: holder.device.id, session: session.id, now };
+        let lease = self.store.lease(&request).map_err(|fault| {
+            let closed = self.store.close_session(session.id, now, "no lease");
+            if let Err(error) = closed {
+                tracing::error!(%error, "a session that got no address could not be closed in the journal");
+            }
+            let who = format!("{}/{}", holder.user.name, holder.device.name);
+            match fault {
+                LeaseFault::Full(full) => {
+                    Refused::for_now("no free addresses", format!("{who} gets no address: {full}"))
+                }
+                other => Refused::for_now(TRY_LATER, format!("{who} gets no address: {other}")),
+            }
+        })?;
+        let inner = lease.inner();
+        let replaces = self.by_device.insert(holder.device.id, login.handle);
+        if let Some(old) = replaces.and_then(|old| self.held.remove(&old)) {
+            // The lease has gone over to the new session; only the old session's end is missing.
+            self.close_session(old.session, "replaced by a newer session");
+        }
+        self.held.insert(login.handle, Held { session: session.id, device: holder.device.id, lease });
+        let sites = self.sites.others(holder.device.id);
+        let options = match self.store.pools() {
+            Some(pools) => crate::push::options(&self.settings, &pools, inner, &sites, login.tcp),
+            None => Vec::new(),
+        };
+        Ok(Granted {
+            session: session.id,
+            user: holder.user.id,
+            user_name: holder.user.name.to_string(),
+            device: holder.device.id,
+            device_name: holder.device.name.to_string(),
+            inner,
+            prefixes: holder.prefixes,
+            options,
+            replaces,
+        })
+    }
+
+    fn end(&mut self, handle: Handle, reason: &str) {
+        let Some(held) = self.held.remove(&handle) else { return };
+        if self.by_device.get(&held.device) == Some(&handle) {
+            self.by_device.remove(&held.device);
+        }
+        if let Err(error) = held.lease.end(clock::now()) {
+            tracing::error!(%error, "the end of a lease could not be written; its addresses stay taken");
+        }
+        self.close_session(held.session, reason);
+    }
+
+    fn close_session(&self, session: SessionId, reason: &str) {
+        if let Err(error) = self.store.close_session(session, clock::now(), reason) {
+            tracing::error!(%error, "the end of a session could not be written");
+        }
+    }
+}
+
+/// Serial and key hash of a certificate that TLS has verified.
+fn identify(leaf: &[u8]) -> Result<(Serial, KeyHash), Refused> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Refused::for_good(
+            "the certificate cannot be read",
+            format!("a verified certificate cannot be read: {error}"),
+        )
+    };
+    let certificate = Certificate::from_der(leaf).map_err(|error| unreadable(&error))?;
+    let serial = certificate.serial().to_string().parse().map_err(|error| unreadable(&error))?;
+    Ok((serial, KeyHash::from_bytes(certificate.key_hash())))
+}
+
+/// A client that is refused is told why; if the database fails, only that it fails.
+fn refusal(fault: &AccessFault) -> Refused {
+    match fault {
+        AccessFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
+        AccessFault::Store(fault) => Refused::for_now(TRY_LATER, fault.to_string()),
+    }
+}

@@ -1,0 +1,18 @@
+//! The gateway: configuration, people, keys, sessions, and the wiring of all of them.
+#![forbid(unsafe_code)]
+
+mod accept;
+pub mod admin;
+pub mod check;
+mod clock;
+pub mod config;
+mod control;
+mod desk;
+pub mod http;
+pub mod identities;
+pub mod init;
+pub mod keyring;
+mod machine_state;
+mod push;
+mod sites;
+pub mod up;

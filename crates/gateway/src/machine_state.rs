@@ -1,0 +1,102 @@
+//! What the gateway needs of the machine: interface, addresses, routes, filter table, forwarding.
+
+use std::sync::{Mutex, PoisonError};
+
+use adit_host::netlink::{InterfaceAddress, Route};
+use adit_host::nft::Family;
+use adit_host::plumbing::{HostState, LinkSettings, NftTable, Plumbing, PlumbingFault, Sysctl};
+use adit_plan::pool::Pools;
+use adit_plan::rules;
+use ipnet::IpNet;
+
+use crate::config::TunnelConfig;
+
+/// The name of adit's own filter table.
+pub(crate) const TABLE: &str = "adit";
+
+/// The machine as wanted for this configuration and these networks behind devices.
+pub(crate) fn wanted(tunnel: &TunnelConfig, pools: &Pools, prefixes: &[IpNet]) -> HostState {
+    let interface = tunnel.interface.as_str();
+    let mut state = HostState::default();
+    let nets: Vec<IpNet> = pools.iter().map(|pool| pool.net()).collect();
+    let all = nets.iter().chain(prefixes);
+    if all.clone().any(|net| matches!(net, IpNet::V4(_))) {
+        state.sysctls.push(Sysctl::new("net.ipv4.ip_forward", "1"));
+    }
+    if all.clone().any(|net| matches!(net, IpNet::V6(_))) {
+        state.sysctls.push(Sysctl::new("net.ipv6.conf.all.forwarding", "1"));
+        // Without a link-local address the kernel does not chatter into the tunnel.
+        state.sysctls.push(Sysctl::new(&format!("net.ipv6.conf.{interface}.addr_gen_mode"), "1"));
+    }
+    state.links.push(LinkSettings {
+        mtu: Some(tunnel.mtu.into()),
+        tx_queue_len: Some(1000),
+        up: Some(true),
+        ..LinkSettings::of(interface)
+    });
+    for pool in pools.iter() {
+        if let Ok(address) = IpNet::new(pool.gateway(), pool.net().prefix_len()) {
+            state.addresses.push(InterfaceAddress { interface: interface.to_owned(), address });
+        }
+    }
+    // Always there: while a device is away, packets for its networks end here and do not leave.
+    state.routes.extend(prefixes.iter().map(|prefix| Route::by_interface(*prefix, interface)));
+    state.tables.push(NftTable {
+        family: Family::Inet,
+        name: TABLE.to_owned(),
+        ruleset: rules::render(&rules::Gateway {
+            table: TABLE.to_owned(),
+            interface: interface.to_owned(),
+            pools: nets,
+            prefixes: prefixes.to_vec(),
+            client_to_client: tunnel.client_to_client,
+        }),
+    });
+    state
+}
+
+/// The machine, changed by one at a time.
+pub(crate) struct Machine(Mutex<Box<dyn Plumbing>>);
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Machine")
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(plumbing: Box<dyn Plumbing>) -> Self {
+        Self(Mutex::new(plumbing))
+    }
+
+    /// Makes the machine look as wanted.
+    pub(crate) fn apply(&self, wanted: &HostState) -> Result<(), PlumbingFault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).apply(wanted)
+    }
+
+    /// Puts everything back.
+    pub(crate) fn undo(&self) -> Result<(), PlumbingFault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).undo()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pool_has_its_gateway_address_and_each_network_behind_a_device_a_route() {
+        let tunnel = TunnelConfig {
+            pool4: vec!["10.88.0.0/16".parse().unwrap()],
+            pool6: vec!["fd88::/64".parse().unwrap()],
+            ..TunnelConfig::default()
+        };
+        let site = "192.168.7.0/24".parse().unwrap();
+        let state = wanted(&tunnel, &tunnel.pools().unwrap(), &[site]);
+        let addresses: Vec<_> = state.addresses.iter().map(|a| a.address.to_string()).collect();
+        assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);
+        assert_eq!(state.routes, [Route::by_interface(site, "adit0")]);
+        assert!(state.tables[0].ruleset.contains("192.168.7.0/24"));
+        assert_eq!(state.sysctls.len(), 3);
+    }
+}

@@ -1,0 +1,411 @@
+//! `adit up`: the gateway from start to end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use adit_engine::{Engine, StartFault};
+use adit_host::lock::{LockFault, LockFile};
+use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_conflicts};
+use adit_host::privilege::PrivilegeFault;
+use adit_host::tcp::ListenOptions;
+use adit_host::tun::TunOptions;
+use adit_host::udp::{PathMtu, UdpOptions, UdpSocket};
+use adit_store::{OpenFault, PoolsFault, Store, StoreFault};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::accept::Reception;
+use crate::admin::{Admin, AdminFault, DATABASE, Live};
+use crate::config::{Config, ConfigFault, Loaded};
+use crate::control::{self, Control, Message};
+use crate::desk::Desk;
+use crate::identities::{IdentityFault, Numbering, SharedGate};
+use crate::keyring::{Keyring, KeyringFault};
+use crate::machine_state::{self, Machine};
+use crate::sites::Sites;
+use crate::{clock, http, identities};
+
+/// Messages that may wait for the control thread.
+const INBOX: usize = 8192;
+/// How long clients have to hear that the gateway goes away.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum UpFault {
+    /// Not enough rights.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeFault),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigFault),
+    /// Another gateway runs on this state.
+    #[error(transparent)]
+    Lock(#[from] LockFault),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Keyring(#[from] KeyringFault),
+    /// Identities.
+    #[error(transparent)]
+    Identity(#[from] IdentityFault),
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenFault),
+    /// The database, later.
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    /// Pools and prefixes.
+    #[error(transparent)]
+    Pools(#[from] PoolsFault),
+    /// The state as a whole.
+    #[error(transparent)]
+    Admin(#[from] AdminFault),
+    /// The machine.
+    #[error(transparent)]
+    Plumbing(#[from] PlumbingFault),
+    /// A pool is in use on this machine.
+    #[error("{0}; choose another pool in the configuration")]
+    PoolInUse(String),
+    /// The packet loop.
+    #[error(transparent)]
+    Engine(#[from] StartFault),
+    /// The API's socket.
+    #[error("cannot serve the API at {}: {error}", path.display())]
+    Api {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// Nothing to answer with.
+    #[error("the configuration has no {0}: nobody could connect")]
+    Missing(&'static str),
+    /// Threads, signals and the like.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs the gateway until SIGTERM or SIGINT. `ready` is called when clients are accepted.
+///
+/// # Errors
+/// [`UpFault`], worded for the operator; nothing is left changed on the machine then.
+pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
+    adit_host::privilege::check()?;
+    let loaded = Loaded::read(config)?;
+    // Descriptors and core dumps: better with, but no reason not to start.
+    if let Err(error) = adit_host::limits::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
+    if let Err(error) = adit_host::limits::forbid_core_dumps() {
+        tracing::warn!(%error, "cannot forbid core dumps");
+    }
+    let state = loaded.state();
+    if !state.is_dir() {
+        return Err(KeyringFault::NoAuthority(state).into());
+    }
+    let _lock = LockFile::acquire(&state.join("lock"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(16)
+        .thread_name("control-rt")
+        .enable_all()
+        .build()?;
+    let gateway = Gateway::start(loaded, &runtime)?;
+    let result = runtime.block_on(gateway.serve(ready));
+    gateway.stop(&runtime);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+struct Gateway {
+    admin: Arc<Admin>,
+    engine: Arc<Engine>,
+    control: Control,
+    desk: std::sync::Mutex<Desk>,
+    control_thread: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
+    api: UnixListener,
+    socket: PathBuf,
+    listeners: std::sync::Mutex<Vec<(TcpListener, Duration)>>,
+    reception: Reception,
+}
+
+impl Gateway {
+    /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go.
+    fn start(loaded: Loaded, runtime: &tokio::runtime::Runtime) -> Result<Self, UpFault> {
+        let config = loaded.config.clone();
+        let state = loaded.state();
+        if config.identity.is_empty() {
+            return Err(UpFault::Missing("[[identity]]"));
+        }
+        let keyring = Keyring::open(&state)?;
+        let identities = identities::load(&keyring, &config, clock::unix())?;
+        let numbering = Numbering::new();
+        let (gate, plans) = numbering.plan(&keyring, &identities, &config.tunnel)?;
+        let store = open_store(&state, &config)?;
+        let sites = Sites::default();
+        sites.refresh(&store)?;
+
+        // What a crashed gateway left behind goes first: it would look like a conflict.
+        let (plumbing, recovery) = InProcess::start(&state.join("machine.json"))?;
+        if recovery != Recovery::Clean {
+            tracing::warn!("{recovery}");
+        }
+        let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
+        refuse_conflicts(&config)?;
+        let sockets = bind_udp(&config, plumbing.as_mut())?;
+        let listeners = bind_tcp(&config, plumbing.as_mut())?;
+        if sockets.is_empty() && listeners.is_empty() {
+            return Err(UpFault::Missing("[[entrance]] with a port"));
+        }
+        let tun = plumbing.open_tun(&TunOptions::new(&config.tunnel.interface))?;
+        let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
+        plumbing.apply(&machine_state::wanted(&config.tunnel, &pools, &sites.all()))?;
+
+        let (inbox, messages) = sync_channel(INBOX);
+        let control = Control::new(inbox);
+        let gate = Arc::new(gate);
+        let offer = control.clone();
+        let engine = Arc::new(adit_engine::start(adit_engine::Parts {
+            tun,
+            sockets,
+            gate: Some(Arc::clone(&gate)),
+            mtu: config.tunnel.mtu,
+            max_half_open: config.tunnel.max_handshakes,
+            events: Box::new(move |event| offer.offer(Message::Engine(event))),
+        })?);
+        let tunnel = Arc::new(config.tunnel.clone());
+        let desk = Desk::start(store.clone(), tunnel, sites.clone(), control.clone())?;
+        let parts = control::Parts {
+            engine: Arc::clone(&engine),
+            inbox: messages,
+            desk: desk.questions(),
+            identities: plans,
+            gateway: store.gateway().to_string(),
+        };
+        let control_thread =
+            std::thread::Builder::new().name("control".into()).spawn(move || control::run(parts))?;
+
+        let socket = loaded.socket();
+        let shared_gate = SharedGate::new(gate);
+        let api = {
+            let _guard = runtime.enter();
+            listen_api(&socket)?
+        };
+        let live = Live {
+            control: control.clone(),
+            desk: desk.questions(),
+            engine: Arc::clone(&engine),
+            machine: Machine::new(plumbing),
+            gate: shared_gate.clone(),
+            numbering,
+            since: clock::now(),
+        };
+        let reception =
+            Reception::new(shared_gate, control.clone(), Arc::clone(&engine), config.unknown.answer);
+        let admin = Arc::new(Admin::with(loaded, store, keyring, sites, Some(live))?);
+        Ok(Self {
+            admin,
+            engine,
+            control,
+            desk: std::sync::Mutex::new(desk),
+            control_thread: std::sync::Mutex::new(Some(control_thread)),
+            api,
+            socket,
+            listeners: std::sync::Mutex::new(listeners),
+            reception,
+        })
+    }
+
+    async fn serve(&self, ready: impl FnOnce()) -> Result<(), UpFault> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let listeners = std::mem::take(&mut *lock(&self.listeners));
+        for (listener, inspect) in listeners {
+            self.reception.listen(listener, inspect)?;
+        }
+        let router = http::router(Arc::clone(&self.admin));
+        let api = serve_api(&self.api, router);
+        tokio::pin!(api);
+        self.log_start();
+        ready();
+        notify(&[sd_notify::NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.reload().await,
+                () = &mut api => break,
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping: telling clients to come again");
+        let _ = self.control.ask(|done| Message::Shutdown(DRAIN, done)).await;
+        Ok(())
+    }
+
+    async fn reload(&self) {
+        notify(&[
+            sd_notify::NotifyState::Reloading,
+            sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Ready),
+        ]);
+        match self.admin.reload(false).await {
+            Ok(report) if report.applied => tracing::info!(changes = ?report.changes, "reloaded"),
+            Ok(report) => {
+                tracing::error!(needs_restart = ?report.needs_restart, "not reloaded: start adit anew for this");
+            }
+            Err(problem) => tracing::error!("not reloaded: {}", problem.detail),
+        }
+        notify(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// Ends in the order in which nothing is missed: sessions, packets, journal, machine.
+    fn stop(&self, _runtime: &tokio::runtime::Runtime) {
+        let (done, _) = oneshot::channel();
+        // Already done after an orderly end; else this is the end.
+        self.control.offer(Message::Shutdown(Duration::ZERO, done));
+        if let Some(thread) = lock(&self.control_thread).take() {
+            let _ = thread.join();
+        }
+        self.engine.stop();
+        lock(&self.desk).close();
+        if let Some(live) = self.admin.live()
+            && let Err(fault) = live.machine.undo()
+        {
+            tracing::error!("{fault}");
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+
+    fn log_start(&self) {
+        let loaded = self.admin.loaded();
+        for identity in &loaded.config.identity {
+            tracing::info!(name = identity.name, key = %identity.key, wrap = identity.wrap.name(), "identity");
+        }
+        for entrance in &loaded.config.entrance {
+            tracing::info!(address = %entrance.address, udp = %entrance.udp, tcp = %entrance.tcp, "entrance");
+        }
+    }
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Tells a service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+fn open_store(state: &Path, config: &Config) -> Result<Store, UpFault> {
+    let store = Store::open(&state.join(DATABASE))?;
+    let recovered = store.recover(clock::now())?;
+    if recovered.leases > 0 || recovered.sessions > 0 {
+        tracing::warn!(
+            sessions = recovered.sessions,
+            leases = recovered.leases,
+            "the gateway was not stopped in order; its journal has been closed at the last heartbeat"
+        );
+    }
+    store.set_pools(config.tunnel.pools().map_err(AdminFault::BadPools)?)?;
+    Ok(store)
+}
+
+fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
+    let pools: Vec<_> = config
+        .tunnel
+        .pool4
+        .iter()
+        .map(|net| (*net).into())
+        .chain(config.tunnel.pool6.iter().map(|net| (*net).into()))
+        .collect();
+    match find_conflicts(&pools, Some(&config.tunnel.interface))?.first() {
+        Some(conflict) => Err(UpFault::PoolInUse(conflict.to_string())),
+        None => Ok(()),
+    }
+}
+
+fn bind_udp(config: &Config, plumbing: &mut dyn Plumbing) -> Result<Vec<UdpSocket>, UpFault> {
+    let size = |bytes: usize| (bytes > 0).then_some(bytes);
+    let options = UdpOptions {
+        recv_buffer: size(config.tunnel.rcvbuf),
+        send_buffer: size(config.tunnel.sndbuf),
+        path_mtu: PathMtu::Fragment,
+        ..UdpOptions::default()
+    };
+    let mut sockets = Vec::new();
+    for entrance in &config.entrance {
+        for address in entrance.addresses() {
+            for port in entrance.udp.without(&entrance.except).iter() {
+                match plumbing.bind_udp(SocketAddr::new(address, port), &options) {
+                    Ok(socket) => sockets.push(socket),
+                    Err(fault) => tolerate_missing_ipv6(address, fault)?,
+                }
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+fn bind_tcp(config: &Config, plumbing: &mut dyn Plumbing) -> Result<Vec<(TcpListener, Duration)>, UpFault> {
+    let mut listeners = Vec::new();
+    for entrance in &config.entrance {
+        for address in entrance.addresses() {
+            for port in entrance.tcp.without(&entrance.except).iter() {
+                match plumbing.listen_tcp(SocketAddr::new(address, port), &ListenOptions::default()) {
+                    Ok(listener) => listeners.push((listener, entrance.inspect)),
+                    Err(fault) => tolerate_missing_ipv6(address, fault)?,
+                }
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+/// "All addresses" means those there are: a machine without IPv6 has none of them.
+fn tolerate_missing_ipv6(address: std::net::IpAddr, fault: PlumbingFault) -> Result<(), UpFault> {
+    let no_ipv6 = !Path::new("/proc/sys/net/ipv6").exists();
+    if no_ipv6 && address == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) {
+        return Ok(());
+    }
+    Err(fault.into())
+}
+
+/// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the
+/// state says that nobody serves it.
+fn listen_api(path: &Path) -> Result<UnixListener, UpFault> {
+    let fault = |error| UpFault::Api { path: path.to_owned(), error };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(fault)?;
+    }
+    if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path).map_err(fault)?;
+    }
+    let listener = UnixListener::bind(path).map_err(fault)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(fault)?;
+    Ok(listener)
+}
+
+async fn serve_api(listener: &UnixListener, router: axum::Router) {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto::Builder;
+    use hyper_util::service::TowerToHyperService;
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            // A caller that hangs up in the middle is its own affair.
+            let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}

@@ -1,0 +1,120 @@
+//! One daemon at a time: a file that the running one holds locked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::errno::words;
+
+/// Why the lock was not taken.
+#[derive(Debug, Error)]
+pub enum LockFault {
+    /// Another process has it.
+    #[error("{} is held by {holder}: adit is already running with this directory", path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// "process 1234", or "another process" when the file does not say.
+        holder: String,
+    },
+    /// The file could not be opened, locked or written.
+    #[error("lock file {}: {}", path.display(), words(source))]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A lock that ends with this value, or with the process however it ends.
+///
+/// The file stays behind: removing it would let two processes lock two files of one name.
+#[derive(Debug)]
+pub struct LockFile {
+    _file: File,
+}
+
+impl LockFile {
+    /// Locks the file at `path`, which is created when missing, and writes this process's id into it.
+    ///
+    /// # Errors
+    /// [`LockFault::Held`] names the process that has the lock.
+    pub fn acquire(path: &Path) -> Result<Self, LockFault> {
+        let fault = |source| LockFault::Io { path: path.to_owned(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(path)
+            .map_err(fault)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(LockFault::Held { path: path.to_owned(), holder: holder(&mut file) });
+            }
+            Err(errno) => return Err(fault(errno.into())),
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).map_err(fault)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Who holds the lock, as far as the file tells: it is empty for a moment while the holder writes it.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    // A process id has at most seven digits; whatever else the file holds is not read.
+    let read = file.take(16).read_to_string(&mut text);
+    match (read, text.trim().parse::<u32>()) {
+        (Ok(_), Ok(pid)) => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_taker_is_told_who_holds_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adit.lock");
+        let _held = LockFile::acquire(&path).unwrap();
+
+        let refused = LockFile::acquire(&path).unwrap_err();
+
+        let expected = format!("adit.lock is held by process {}: adit is already", std::process::id());
+        assert!(refused.to_string().contains(&expected), "{refused}");
+    }
+
+    #[test]
+    fn a_dropped_lock_can_be_taken_again_and_old_text_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adit.lock");
+        std::fs::write(&path, "4194304 and more").unwrap();
+        drop(LockFile::acquire(&path).unwrap());
+
+        let _again = LockFile::acquire(&path).unwrap();
+
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let fault = LockFile::acquire(Path::new("/nonexistent/adit.lock")).unwrap_err();
+
+        assert_eq!(fault.to_string(), "lock file /nonexistent/adit.lock: No such file or directory");
+    }
+}

@@ -1,0 +1,199 @@
+//! Plumbing that changes nothing, for tests of what stands above.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{HostState, Plumbing, PlumbingFault};
+use crate::tcp::{self, ListenOptions};
+use crate::tun::{Tun, TunOptions};
+use crate::udp::{UdpOptions, UdpSocket};
+
+/// What was asked of a [`FakePlumbing`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// [`Plumbing::apply`].
+    Apply(HostState),
+    /// [`Plumbing::undo`].
+    Undo,
+    /// [`Plumbing::open_tun`].
+    OpenTun(TunOptions),
+    /// [`Plumbing::bind_udp`].
+    BindUdp(SocketAddr, UdpOptions),
+    /// [`Plumbing::listen_tcp`].
+    ListenTcp(SocketAddr, ListenOptions),
+}
+
+/// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
+/// are on a free port of the loopback address. Clones share one record, so a test keeps one and gives one
+/// away.
+#[derive(Debug, Clone, Default)]
+pub struct FakePlumbing {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    requests: Vec<Request>,
+    state: HostState,
+    fault: Option<String>,
+    tuns: HashMap<String, Vec<UnixDatagram>>,
+    udp: HashMap<SocketAddr, SocketAddr>,
+    tcp: HashMap<SocketAddr, SocketAddr>,
+}
+
+impl FakePlumbing {
+    /// One that was asked nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Everything that was asked, in order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared().requests.clone()
+    }
+
+    /// The state that was applied last.
+    #[must_use]
+    pub fn state(&self) -> HostState {
+        self.shared().state.clone()
+    }
+
+    /// Makes the next request fail with these words.
+    pub fn fail_next(&self, words: &str) {
+        self.shared().fault = Some(words.to_owned());
+    }
+
+    /// The host's end of a TUN interface's oldest queue not yet taken: what is sent into it the interface
+    /// receives, one packet per datagram, and the reverse. Nonblocking.
+    #[must_use]
+    pub fn take_tun_peer(&self, name: &str) -> Option<UnixDatagram> {
+        let mut shared = self.shared();
+        let queues = shared.tuns.get_mut(name)?;
+        (!queues.is_empty()).then(|| queues.remove(0))
+    }
+
+    /// Where the UDP socket that was asked for on `address` really is.
+    #[must_use]
+    pub fn udp_address(&self, address: SocketAddr) -> Option<SocketAddr> {
+        self.shared().udp.get(&address).copied()
+    }
+
+    /// Where the TCP listener that was asked for on `address` really is.
+    #[must_use]
+    pub fn tcp_address(&self, address: SocketAddr) -> Option<SocketAddr> {
+        self.shared().tcp.get(&address).copied()
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // A test that panicked elsewhere has failed already.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, request: Request) -> Result<MutexGuard<'_, Shared>, PlumbingFault> {
+        let mut shared = self.shared();
+        shared.requests.push(request);
+        match shared.fault.take() {
+            Some(words) => Err(PlumbingFault::Reported(words)),
+            None => Ok(shared),
+        }
+    }
+}
+
+impl Plumbing for FakePlumbing {
+    fn apply(&mut self, wanted: &HostState) -> Result<(), PlumbingFault> {
+        self.note(Request::Apply(wanted.clone()))?.state = wanted.clone();
+        Ok(())
+    }
+
+    fn undo(&mut self) -> Result<(), PlumbingFault> {
+        self.note(Request::Undo)?.state = HostState::default();
+        Ok(())
+    }
+
+    fn open_tun(&mut self, options: &TunOptions) -> Result<Tun, PlumbingFault> {
+        let mut shared = self.note(Request::OpenTun(options.clone()))?;
+        let pair = || -> std::io::Result<_> {
+            let (gateway, host) = UnixDatagram::pair()?;
+            gateway.set_nonblocking(true)?;
+            host.set_nonblocking(true)?;
+            Ok((gateway, host))
+        };
+        let (gateway, host) = pair().map_err(|error| PlumbingFault::Reported(error.to_string()))?;
+        shared.tuns.entry(options.name.clone()).or_default().push(host);
+        Ok(Tun::from_parts(gateway.into(), options.name.clone(), 1))
+    }
+
+    fn bind_udp(&mut self, address: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, PlumbingFault> {
+        let mut shared = self.note(Request::BindUdp(address, *options))?;
+        // Marks need privilege, and several sockets on one address get one each here.
+        let unprivileged = UdpOptions { mark: None, ..*options };
+        let socket = UdpSocket::bind(loopback(address), &unprivileged)?;
+        shared.udp.insert(address, socket.local_addr());
+        Ok(socket)
+    }
+
+    fn listen_tcp(
+        &mut self,
+        address: SocketAddr,
+        options: &ListenOptions,
+    ) -> Result<TcpListener, PlumbingFault> {
+        let mut shared = self.note(Request::ListenTcp(address, *options))?;
+        let listener = tcp::listen(loopback(address), options)?;
+        let bound = listener.local_addr().map_err(|error| PlumbingFault::Reported(error.to_string()))?;
+        shared.tcp.insert(address, bound);
+        Ok(listener)
+    }
+}
+
+/// Any port of the loopback address of the same version.
+fn loopback(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    (ip, 0).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plumbing::Sysctl;
+
+    #[test]
+    fn requests_are_recorded_and_answered() {
+        let fake = FakePlumbing::new();
+        let mut given_away: Box<dyn Plumbing> = Box::new(fake.clone());
+        let wanted = HostState { sysctls: vec![Sysctl::new("a.b", "1")], ..HostState::default() };
+        let address = "192.0.2.1:1194".parse().unwrap();
+
+        given_away.apply(&wanted).unwrap();
+        let tun = given_away.open_tun(&TunOptions::new("adit0")).unwrap();
+        let udp =
+            given_away.bind_udp(address, &UdpOptions { mark: Some(7), ..UdpOptions::default() }).unwrap();
+        let tcp = given_away.listen_tcp(address, &ListenOptions::default()).unwrap();
+
+        assert_eq!(fake.state(), wanted);
+        let host = fake.take_tun_peer("adit0").unwrap();
+        tun.send(b"packet").unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(host.recv(&mut buffer).unwrap(), 6);
+        host.send(b"answer!").unwrap();
+        assert_eq!(tun.recv(&mut buffer).unwrap(), 7);
+        assert_eq!(fake.udp_address(address), Some(udp.local_addr()));
+        assert_eq!(fake.tcp_address(address), tcp.local_addr().ok());
+        assert_eq!(fake.requests().len(), 4);
+        assert_eq!(fake.requests()[1], Request::OpenTun(TunOptions::new("adit0")));
+        assert!(fake.take_tun_peer("adit0").is_none());
+    }
+
+    #[test]
+    fn a_failure_can_be_ordered() {
+        let mut fake = FakePlumbing::new();
+        fake.fail_next("no such luck");
+
+        assert_eq!(fake.apply(&HostState::default()).unwrap_err().to_string(), "no such luck");
+        fake.undo().unwrap();
+        assert_eq!(fake.requests(), [Request::Apply(HostState::default()), Request::Undo]);
+    }
+}

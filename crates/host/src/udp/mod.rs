@@ -1,0 +1,239 @@
+//! UDP sockets for tunnels: batches in and out, and replies from the address that was dialled.
+//!
+//! ```no_run
+//! use adit_host::udp::{RecvBatch, SendBatch, Slots, UdpOptions, UdpSocket};
+//!
+//! let socket = UdpSocket::bind("[::]:1194".parse()?, &UdpOptions::default())?;
+//! let mut received = RecvBatch::new(64, Slots { size: 2048, headroom: 0, tailroom: 32 });
+//! let mut replies = SendBatch::new(64, Slots { size: 2048, headroom: 128, tailroom: 32 });
+//! socket.recv_batch(&mut received)?;
+//! for datagram in received.iter_mut() {
+//!     let Some(mut slot) = replies.reserve() else { break };
+//!     let start = slot.headroom();
+//!     slot.buffer()[start..start + 2].copy_from_slice(b"ok");
+//!     slot.commit(start..start + 2, datagram.remote(), Some(datagram.local().ip()));
+//! }
+//! let flushed = socket.flush(&mut replies);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Batches own their memory and are made once: receiving, sending and failing to send allocate nothing.
+//!
+//! A slot holds what one system call entry moves. Callers go through [`Received::segments`] and commit one
+//! range per slot, so that a slot may as well hold several equal segments.
+
+mod ancillary;
+mod messages;
+mod recv;
+mod send;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::net::{SocketType, sockopt};
+use serde::{Deserialize, Serialize};
+
+pub use self::recv::{Received, RecvBatch};
+pub use self::send::{Flushed, SendBatch, SendDrops, SendFault, SendSlot};
+pub use crate::socket::{BindFault, BufferSizes, set_mark};
+use crate::socket::{buffer_sizes, local_address, open, set_int, set_receive_buffer, set_send_buffer};
+
+/// What the kernel does about datagrams larger than the path takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PathMtu {
+    /// Fragment them, here or on the way (`IP_PMTUDISC_DONT`): what peers expect that know nothing of path
+    /// MTU.
+    Fragment,
+    /// Send whatever fits the first hop and pay no heed to ICMP, which anyone can forge: the tunnel finds the
+    /// path's MTU itself (`IP_PMTUDISC_PROBE`).
+    #[default]
+    Probe,
+    /// Refuse datagrams larger than what ICMP reported for the path (`IP_PMTUDISC_DO`).
+    Enforce,
+}
+
+/// How to open a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpOptions {
+    /// Bytes of datagrams that may wait to be received; `None` leaves the system's default. The kernel may
+    /// give less, see [`UdpSocket::buffer_sizes`]. Rule of thumb: line rate times the longest time between
+    /// two receives, so 12.5 MB for 10 Gb/s and 10 ms.
+    pub recv_buffer: Option<usize>,
+    /// Bytes of datagrams that may wait to be sent.
+    pub send_buffer: Option<usize>,
+    /// Several sockets may share the address; the kernel spreads datagrams over them by their source.
+    pub reuse_port: bool,
+    /// An IPv6 socket takes no IPv4 datagrams. Meaningless for an IPv4 address.
+    pub v6_only: bool,
+    /// The address need not belong to this machine (yet).
+    pub free_bind: bool,
+    /// See [`PathMtu`].
+    pub path_mtu: PathMtu,
+    /// ICMP errors about sent datagrams make later calls fail (`IP_RECVERR`). Off, since anyone can forge
+    /// them.
+    pub receive_errors: bool,
+    /// Mark of outgoing packets, see [`set_mark`].
+    pub mark: Option<u32>,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self {
+            recv_buffer: None,
+            send_buffer: None,
+            reuse_port: false,
+            v6_only: true,
+            free_bind: false,
+            path_mtu: PathMtu::Probe,
+            receive_errors: false,
+            mark: None,
+        }
+    }
+}
+
+/// Size of a batch's slots, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slots {
+    /// The longest datagram a slot takes.
+    pub size: usize,
+    /// Free bytes before the datagram, for headers that are put in front of it.
+    pub headroom: usize,
+    /// Free bytes behind the longest datagram, for what is put behind it.
+    pub tailroom: usize,
+}
+
+impl Slots {
+    fn stride(self) -> usize {
+        self.headroom + self.size + self.tailroom
+    }
+}
+
+/// A bound, nonblocking UDP socket. All methods take `&self`: threads may share it, each with its own
+/// batches.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    local: SocketAddr,
+}
+
+impl UdpSocket {
+    /// Opens a socket on `address`.
+    ///
+    /// # Errors
+    /// [`BindFault`], worded for the operator.
+    pub fn bind(address: SocketAddr, options: &UdpOptions) -> Result<Self, BindFault> {
+        let attempt = || {
+            let fd = open(address.ip(), SocketType::DGRAM)?;
+            configure(&fd, address.ip(), options)?;
+            rustix::net::bind(&fd, &address)?;
+            let local = local_address(&fd)?;
+            Ok(Self { fd, local })
+        };
+        attempt().map_err(|errno| BindFault::new(address, "udp", errno))
+    }
+
+    /// Takes over a socket that was [`bind`](Self::bind)-ed elsewhere, such as in another process.
+    ///
+    /// # Errors
+    /// When it is not a socket on an IP address.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let local = local_address(&fd)?;
+        Ok(Self { fd, local })
+    }
+
+    /// The descriptor, to hand to another process.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// The address it is bound to, with the port the kernel chose if it was to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// How much may wait, as the kernel granted it.
+    ///
+    /// # Errors
+    /// Only for a bug: the descriptor is a socket.
+    pub fn buffer_sizes(&self) -> io::Result<BufferSizes> {
+        buffer_sizes(&self.fd)
+    }
+
+    /// Receives what waits, as many datagrams as the batch has slots, and returns how many there are. Never
+    /// waits. What the batch held before is gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when nothing waits. With
+    /// [`receive_errors`](UdpOptions::receive_errors), what ICMP reported about an earlier datagram.
+    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.receive(self.fd.as_fd(), self.local)
+    }
+
+    /// Sends the batch. A datagram that cannot be sent is dropped and counted by kind; the others go out.
+    /// Never waits: when the send buffer is full, [`Flushed::blocked`] is set and the rest stays in the
+    /// batch, to be flushed again or [cleared](SendBatch::clear).
+    pub fn flush(&self, batch: &mut SendBatch) -> Flushed {
+        batch.flush(self.fd.as_fd(), self.local.is_ipv6())
+    }
+
+    /// Sends one datagram to `remote`, from `local` if given, else from what routing chooses.
+    ///
+    /// # Errors
+    /// What the system says: [`SendFault::of`] sorts it.
+    pub fn send_to(&self, bytes: &[u8], remote: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
+        send::one(self.fd.as_fd(), self.local.is_ipv6(), bytes, remote, local)
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn configure(fd: &OwnedFd, address: IpAddr, options: &UdpOptions) -> rustix::io::Result<()> {
+    // An IPv6 socket may carry IPv4 as well, and then the options of both levels count.
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(fd, options.v6_only)?;
+        sockopt::set_ipv6_recvtclass(fd, true)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, options.receive_errors.into())?;
+        let discovery = match options.path_mtu {
+            PathMtu::Fragment => Ipv6PathMtuDiscovery::DONT,
+            PathMtu::Probe => Ipv6PathMtuDiscovery::PROBE,
+            PathMtu::Enforce => Ipv6PathMtuDiscovery::DO,
+        };
+        sockopt::set_ipv6_mtu_discover(fd, discovery)?;
+    } else {
+        set_int(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    }
+    sockopt::set_ip_recvtos(fd, true)?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_RECVERR, options.receive_errors.into())?;
+    let discovery = match options.path_mtu {
+        PathMtu::Fragment => Ipv4PathMtuDiscovery::DONT,
+        PathMtu::Probe => Ipv4PathMtuDiscovery::PROBE,
+        PathMtu::Enforce => Ipv4PathMtuDiscovery::DO,
+    };
+    sockopt::set_ip_mtu_discover(fd, discovery)?;
+    if options.free_bind {
+        // For IPv6 sockets too: the kernel keeps one flag for both.
+        sockopt::set_ip_freebind(fd, true)?;
+    }
+    if options.reuse_port {
+        sockopt::set_socket_reuseport(fd, true)?;
+    }
+    if let Some(bytes) = options.recv_buffer {
+        set_receive_buffer(fd, bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        set_send_buffer(fd, bytes)?;
+    }
+    match options.mark {
+        Some(mark) => set_int(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,113 @@
+//! The packet path allocates nothing: not for receiving, not for sending, not for failing.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use adit_host::allocations::Counting;
+use adit_host::clock;
+use adit_host::netlink::{IfExists, InterfaceAddress, Netlink};
+use adit_host::netns::TemporaryNetns;
+use adit_host::poll::{Events, Interest, Poller, Waker};
+use adit_host::tun::{Tun, TunOptions};
+use adit_host::udp::{RecvBatch, SendBatch, SendFault, Slots, UdpOptions, UdpSocket};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting::new();
+
+/// Tests run one at a time: the allocator watches one thread.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// How often this thread allocates in `work`.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    ALLOCATOR.during(work)
+}
+
+#[test]
+fn the_count_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(vec![1, 2, 3]))), 1);
+}
+
+#[test]
+fn datagrams_are_received_answered_and_dropped_without_allocating() {
+    TemporaryNetns::create("adit-alloc").unwrap().run_in(|| {
+        let slots = Slots { size: 2000, headroom: 128, tailroom: 32 };
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let bind = || UdpSocket::bind(address.parse().unwrap(), &UdpOptions::default()).unwrap();
+            let (near, far) = (bind(), bind());
+            let unroutable: SocketAddr =
+                if near.local_addr().is_ipv4() { "203.0.113.1:9" } else { "[2001:db8::9]:9" }
+                    .parse()
+                    .unwrap();
+            let (mut received, mut out) = (RecvBatch::new(32, slots), SendBatch::new(32, slots));
+            let poller = Poller::new().unwrap();
+            poller.add(&far, 1, Interest::READ).unwrap();
+            let mut events = Events::with_capacity(8);
+            let mut arrived = 0;
+
+            let count = allocations(|| {
+                for _ in 0..20 {
+                    while let Some(mut slot) = out.reserve() {
+                        slot.payload()[..100].fill(7);
+                        let range = slot.headroom()..slot.headroom() + 100;
+                        slot.commit(range, far.local_addr(), Some(near.local_addr().ip()));
+                    }
+                    assert_eq!(near.flush(&mut out).sent, 32);
+                    let mut this_round = 0;
+                    while this_round < 32 {
+                        poller.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+                        this_round += far.recv_batch(&mut received).unwrap();
+                        for datagram in received.iter_mut() {
+                            arrived += datagram.segments().count();
+                            far.send_to(datagram.bytes(), datagram.remote(), Some(datagram.local().ip()))
+                                .unwrap();
+                        }
+                    }
+                    assert!(far.recv_batch(&mut received).is_err());
+                    let refused = far.send_to(b"x", unroutable, None).unwrap_err();
+                    assert_eq!(SendFault::of(&refused), SendFault::Unreachable);
+                    out.reserve().unwrap().commit(0..10, unroutable, None);
+                    assert_eq!(near.flush(&mut out).dropped.of(SendFault::Unreachable), 1);
+                    // What was answered is read, so that the receive buffer stays free.
+                    while near.recv_batch(&mut received).is_ok() {}
+                }
+            });
+
+            assert_eq!((arrived, count), (640, 0), "{address}");
+        }
+    });
+}
+
+#[test]
+fn tun_waker_and_clock_do_not_allocate() {
+    TemporaryNetns::create("adit-alloc").unwrap().run_in(|| {
+        let tun = Tun::open(&TunOptions::new("adit0")).unwrap();
+        let mut netlink = Netlink::open().unwrap();
+        let address =
+            InterfaceAddress { interface: "adit0".to_owned(), address: "10.88.0.1/24".parse().unwrap() };
+        netlink.add_address(&address, IfExists::Fail).unwrap();
+        netlink.set_up("adit0", true).unwrap();
+        let sender = std::net::UdpSocket::bind("10.88.0.1:0").unwrap();
+        let inside: SocketAddr = "10.88.0.2:9".parse().unwrap();
+        let waker = Waker::new().unwrap();
+        let mut buffer = [0; 2000];
+        let mut count_read = 0;
+
+        let count = allocations(|| {
+            for _ in 0..50 {
+                sender.send_to(b"x", inside).unwrap();
+                while let Ok(length) = tun.recv(&mut buffer) {
+                    count_read += 1;
+                    tun.send(&buffer[..length]).unwrap();
+                }
+                waker.wake();
+                waker.drain();
+                std::hint::black_box(clock::monotonic_ms());
+            }
+        });
+
+        assert!(count_read >= 50);
+        assert_eq!(count, 0);
+    });
+}

@@ -1,0 +1,194 @@
+//! Leases of inner addresses.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use adit_plan::pool::Inner;
+
+use crate::fault::{LeaseFault, StoreFault};
+use crate::id::{DeviceId, LeaseId, SessionId};
+use crate::model::LeaseRecord;
+use crate::page::{Cursor, Listed, Page};
+use crate::sqlite::Durability;
+use crate::store::{State, Store};
+use crate::time::Timestamp;
+
+/// Who asks for addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseRequest {
+    /// Whose addresses they will be.
+    pub device: DeviceId,
+    /// For which session, an open one of this device.
+    pub session: SessionId,
+    /// When the lease begins.
+    pub now: Timestamp,
+}
+
+/// Inner addresses that are a device's for as long as this handle lives.
+///
+/// Taking the lease wrote its beginning to the journal. [`end`](Self::end) writes its end; so does dropping it, with
+/// the latest time the store was told. Before either, the addresses must be out of use: gone from the kernel's maps
+/// and its table of connections, or a late packet would be answered by their next owner.
+///
+/// A lease that went to a newer session of the device, by [`Store::lease`], is over for the older handle: ending or
+/// dropping that changes nothing.
+#[must_use = "the addresses are given back when the lease is dropped"]
+pub struct Lease {
+    store: Store,
+    record: LeaseRecord,
+    over: bool,
+}
+
+impl Lease {
+    /// The lease's id.
+    pub fn id(&self) -> LeaseId {
+        self.record.id
+    }
+
+    /// Whose lease it is.
+    pub fn device(&self) -> DeviceId {
+        self.record.device
+    }
+
+    /// For which session.
+    pub fn session(&self) -> SessionId {
+        self.record.session
+    }
+
+    /// The addresses: one in each family that has a pool.
+    pub fn inner(&self) -> Inner {
+        self.record.inner
+    }
+
+    /// When it began. Later than asked for if the clock was set back meanwhile: no two leases of an address overlap.
+    pub fn started(&self) -> Timestamp {
+        self.record.started
+    }
+
+    /// Gives the addresses back. If the journal cannot be written, the addresses stay leased until their device
+    /// comes back or the store recovers.
+    pub fn end(mut self, now: Timestamp) -> Result<(), StoreFault> {
+        self.over = true;
+        self.store.end_lease(&self.record, now)
+    }
+
+    /// Hands the addresses to another open session of the same device. In the journal one lease ends and another
+    /// begins at the same instant. If that fails, the lease is what it was.
+    pub fn transfer(&mut self, session: SessionId, now: Timestamp) -> Result<(), LeaseFault> {
+        let mut state = self.store.state();
+        state.told = now;
+        let old = self.record;
+        let next = state.db.transaction(Durability::Soon, |sql| {
+            if sql.open_session_device(session)? != Some(old.device) {
+                return Err(LeaseFault::NoSession);
+            }
+            let at = now.max(old.started);
+            if !sql.end_lease(old.seq, at)? {
+                return Err(LeaseFault::Ended);
+            }
+            let seq = sql.next_seq();
+            let next = LeaseRecord { id: LeaseId::random()?, seq, session, started: at, ..old };
+            sql.insert_lease(&next)?;
+            Ok(next)
+        })?;
+        drop(state);
+        self.record = next;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let told = self.store.state().told;
+        if let Err(error) = self.store.end_lease(&self.record, told) {
+            tracing::error!(lease = %self.record.id, %error, "a lease's end could not be written; its addresses stay leased");
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Leases inner addresses to a device for a session, and writes it to the journal: the addresses it had last if
+    /// they are free, else those free longest (see [`adit_plan::pool`]). A device has one lease: if it has one
+    /// already, that ends, the addresses stay, and the new lease begins at the same instant.
+    pub fn lease(&self, request: &LeaseRequest) -> Result<Lease, LeaseFault> {
+        let record = self.grant(request)?;
+        Ok(Lease { store: self.clone(), record, over: false })
+    }
+
+    /// A device's leases, newest first.
+    pub fn leases(&self, device: DeviceId, page: &Page) -> Result<Listed<LeaseRecord>, StoreFault> {
+        let (before, limit) = (page.seq_key()?.unwrap_or(i64::MAX), page.limit());
+        let rows = self.read(|sql| sql.leases_of(device, before, limit + 1))?;
+        Ok(Listed::new(rows, limit, |lease: &LeaseRecord| Cursor::at(&[&lease.seq.to_string()])))
+    }
+
+    /// The leases of an address at this gateway at any moment from `from` to `to`, both included, latest first: who
+    /// had it then. At the instant at which one lease ended and the next began, both are given.
+    pub fn leases_of_address(
+        &self,
+        address: IpAddr,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<LeaseRecord>, StoreFault> {
+        self.read(|sql| sql.leases_at(address, from, to))
+    }
+
+    fn grant(&self, request: &LeaseRequest) -> Result<LeaseRecord, LeaseFault> {
+        let LeaseRequest { device, session, now } = *request;
+        let gateway = self.gateway();
+        let mut state = self.state();
+        state.told = now;
+        let State { db, allocator, .. } = &mut *state;
+        let allocator = allocator.as_mut().ok_or(LeaseFault::NoPools)?;
+
+        let (record, replaced) = db.transaction(Durability::Soon, |sql| {
+            if sql.open_session_device(session)? != Some(device) {
+                return Err(LeaseFault::NoSession);
+            }
+            let last = sql.last_lease(device)?;
+            let held = last.filter(|lease| lease.ended.is_none());
+            let preferred = last.map(|lease| lease.inner).unwrap_or_default();
+            let choice = allocator.choose(preferred, held.is_some())?;
+
+            let free_since = choice.free_since.map(Timestamp::from_millis);
+            let started = now.max(free_since.unwrap_or(now)).max(held.map_or(now, |lease| lease.started));
+            if let Some(held) = held {
+                sql.end_lease(held.seq, started)?;
+            }
+            let (id, seq) = (LeaseId::random()?, sql.next_seq());
+            let record =
+                LeaseRecord { id, gateway, seq, device, session, inner: choice.inner, started, ended: None };
+            sql.insert_lease(&record)?;
+            Ok((record, held))
+        })?;
+
+        if let Some(replaced) = replaced {
+            allocator.release(replaced.inner, record.started.as_millis());
+        }
+        allocator.take(record.inner);
+        Ok(record)
+    }
+
+    fn end_lease(&self, record: &LeaseRecord, now: Timestamp) -> Result<(), StoreFault> {
+        let mut state = self.state();
+        state.told = now;
+        let at = now.max(record.started);
+        let was_open = state.db.transaction(Durability::Soon, |sql| sql.end_lease(record.seq, at))?;
+        if was_open && let Some(allocator) = &mut state.allocator {
+            allocator.release(record.inner, at.as_millis());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! The gateway's journal: its clock, sessions and leases.
+
+use std::net::IpAddr;
+
+use adit_plan::pool::Inner;
+use rusqlite::params;
+
+use super::row::{lease, lease_columns, parsed, parsed_option, session, session_columns, time, time_option};
+use super::{Sql, rows};
+use crate::fault::StoreFault;
+use crate::id::{DeviceId, SessionId, UserId};
+use crate::model::{LeaseRecord, Session};
+use crate::time::Timestamp;
+
+/// A table of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Journal {
+    Sessions,
+    Leases,
+}
+
+/// One row of the journal as the purge sees it.
+pub(crate) struct Aged {
+    pub(crate) seq: i64,
+    /// The session itself, or the lease's session.
+    pub(crate) session: SessionId,
+    pub(crate) started: Timestamp,
+    pub(crate) ended: Option<Timestamp>,
+}
+
+/// For each address in a column of the leases, when and where in the journal it was last given back. It steps from
+/// address to address through the index, because most leases are of an address that has a later one.
+macro_rules! last_ended {
+    ($column:literal) => {
+        concat!(
+            "WITH RECURSIVE addresses (address) AS (SELECT min(",
+            $column,
+            ") FROM leases UNION ALL SELECT (SELECT min(",
+            $column,
+            ") FROM leases WHERE ",
+            $column,
+            " > address) FROM addresses WHERE address IS NOT NULL) \
+             SELECT address, l.ended, l.seq FROM addresses CROSS JOIN leases l ON l.seq = (SELECT seq FROM leases WHERE ",
+            $column,
+            " = address AND ended IS NOT NULL ORDER BY started DESC, seq DESC LIMIT 1)"
+        )
+    };
+}
+
+impl Sql<'_> {
+    pub(crate) fn heartbeat(&self) -> Result<Timestamp, StoreFault> {
+        self.first("SELECT heartbeat FROM gateways", [], |row| time(row, 0))?
+            .ok_or_else(|| self.missing("the gateway's row"))
+    }
+
+    /// Writes the heartbeat, and how far the journal's numbering has come.
+    pub(crate) fn set_heartbeat(&self, now: Timestamp) -> Result<(), StoreFault> {
+        let sql = "UPDATE gateways SET heartbeat = ?1, seq = ?2";
+        self.run(sql, params![now.as_millis(), self.seq.get()])?;
+        Ok(())
+    }
+
+    /// Counts on and gives the next place in the gateway's journal. The place of a transaction that fails stays empty.
+    pub(crate) fn next_seq(&self) -> i64 {
+        let next = self.seq.get() + 1;
+        self.seq.set(next);
+        next
+    }
+
+    pub(crate) fn insert_session(&self, session: &Session) -> Result<(), StoreFault> {
+        let sql = "INSERT INTO sessions (id, gateway_id, seq, device_id, certificate_serial, protocol, identity, \
+                   transport, started) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        let (id, gateway, device) = (session.id.hex(), session.gateway.hex(), session.device.hex());
+        self.run(
+            sql,
+            params![
+                id.as_str(),
+                gateway.as_str(),
+                session.seq,
+                device.as_str(),
+                session.certificate.as_ref().map(|serial| serial.as_str()),
+                session.protocol,
+                session.identity,
+                session.transport,
+                session.started.as_millis(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Ends a session if it is open, not before it began; says whether it was.
+    pub(crate) fn end_session(&self, id: SessionId, at: Timestamp, reason: &str) -> Result<bool, StoreFault> {
+        let sql = "UPDATE sessions SET ended = max(started, ?2), reason = ?3 WHERE id = ?1 AND ended IS NULL";
+        Ok(self.run(sql, params![id.hex().as_str(), at.as_millis(), reason])? > 0)
+    }
+
+    pub(crate) fn session(&self, id: SessionId) -> Result<Option<Session>, StoreFault> {
+        let sql = concat!("SELECT ", session_columns!(), " FROM sessions s WHERE s.id = ?1");
+        self.first(sql, [id.hex().as_str()], session)
+    }
+
+    /// The device of a session, if the session is open.
+    pub(crate) fn open_session_device(&self, id: SessionId) -> Result<Option<DeviceId>, StoreFault> {
+        let sql = "SELECT device_id FROM sessions WHERE id = ?1 AND ended IS NULL";
+        self.first(sql, [id.hex().as_str()], |row| parsed(row, 0))
+    }
+
+    /// The gateway's open sessions after a place in the journal, in its order.
+    pub(crate) fn open_sessions(&self, after: i64, limit: usize) -> Result<Vec<Session>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            session_columns!(),
+            " FROM sessions s WHERE s.ended IS NULL AND s.seq > ?1 ORDER BY s.seq LIMIT ?2"
+        );
+        self.rows(sql, params![after, rows(limit)], session)
+    }
+
+    /// The open sessions of all devices of a user.
+    pub(crate) fn open_sessions_of(&self, user: UserId) -> Result<Vec<SessionId>, StoreFault> {
+        let sql = "SELECT s.id FROM sessions s JOIN devices d ON d.id = s.device_id \
+                   WHERE s.ended IS NULL AND d.user_id = ?1 ORDER BY s.seq";
+        self.rows(sql, [user.hex().as_str()], |row| parsed(row, 0))
+    }
+
+    pub(crate) fn insert_lease(&self, lease: &LeaseRecord) -> Result<(), StoreFault> {
+        let sql = "INSERT INTO leases (id, gateway_id, seq, device_id, session_id, inner4, inner6, started) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let (id, gateway) = (lease.id.hex(), lease.gateway.hex());
+        let (device, session) = (lease.device.hex(), lease.session.hex());
+        self.run(
+            sql,
+            params![
+                id.as_str(),
+                gateway.as_str(),
+                lease.seq,
+                device.as_str(),
+                session.as_str(),
+                lease.inner.v4.map(|v4| v4.to_string()),
+                lease.inner.v6.map(|v6| v6.to_string()),
+                lease.started.as_millis(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Ends a lease if it is open; says whether it was. `at` is not before it began.
+    pub(crate) fn end_lease(&self, seq: i64, at: Timestamp) -> Result<bool, StoreFault> {
+        let sql = "UPDATE leases SET ended = ?2 WHERE seq = ?1 AND ended IS NULL";
+        Ok(self.run(sql, params![seq, at.as_millis()])? > 0)
+    }
+
+    /// The newest lease of the device here.
+    pub(crate) fn last_lease(&self, device: DeviceId) -> Result<Option<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM leases l WHERE l.device_id = ?1 ORDER BY l.seq DESC LIMIT 1"
+        );
+        self.first(sql, [device.hex().as_str()], lease)
+    }
+
+    /// A device's leases before a place in the journal, newest first.
+    pub(crate) fn leases_of(
+        &self,
+        device: DeviceId,
+        before: i64,
+        limit: usize,
+    ) -> Result<Vec<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM leases l WHERE l.device_id = ?1 AND l.seq < ?2 ORDER BY l.seq DESC LIMIT ?3"
+        );
+        self.rows(sql, params![device.hex().as_str(), before, rows(limit)], lease)
+    }
+
+    /// Leases of an address that began no later than `to` and ended no earlier than `from`, the latest first.
+    pub(crate) fn leases_at(
+        &self,
+        address: IpAddr,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<LeaseRecord>, StoreFault> {
+        let sql = match address {
+            IpAddr::V4(_) => concat!(
+                "SELECT ",
+                lease_columns!(),
+                " FROM leases l WHERE l.inner4 = ?1 AND l.started <= ?2 \
+                 ORDER BY l.started DESC, l.seq DESC"
+            ),
+            IpAddr::V6(_) => concat!(
+                "SELECT ",
+                lease_columns!(),
+                " FROM leases l WHERE l.inner6 = ?1 AND l.started <= ?2 \
+                 ORDER BY l.started DESC, l.seq DESC"
+            ),
+        };
+        let address = address.to_string();
+        let values = params![address, to.as_millis()];
+        // Leases of one address do not overlap: before one that ended too early there are only others that did.
+        self.rows_while(sql, values, |row| {
+            let lease = lease(row)?;
+            Ok(lease.ended.is_none_or(|ended| ended >= from).then_some(lease))
+        })
+    }
+
+    /// Addresses that were given back, each with the last time that happened, in the order of these times.
+    pub(crate) fn ended_addresses(&self) -> Result<Vec<(Inner, Timestamp)>, StoreFault> {
+        let v4 = self.rows(last_ended!("inner4"), [], |row| {
+            Ok((Inner { v4: parsed_option(row, 0)?, v6: None }, time(row, 1)?, row.get(2)?))
+        })?;
+        let v6 = self.rows(last_ended!("inner6"), [], |row| {
+            Ok((Inner { v4: None, v6: parsed_option(row, 0)? }, time(row, 1)?, row.get(2)?))
+        })?;
+        let mut ended: Vec<(Inner, Timestamp, i64)> = [v4, v6].concat();
+        ended.sort_by_key(|&(_, ended, seq)| (ended, seq));
+        Ok(ended.into_iter().map(|(inner, ended, _)| (inner, ended)).collect())
+    }
+
+    /// The addresses of the gateway's open leases.
+    pub(crate) fn open_addresses(&self) -> Result<Vec<Inner>, StoreFault> {
+        let sql = "SELECT inner4, inner6 FROM leases WHERE ended IS NULL";
+        self.rows(sql, [], |row| Ok(Inner { v4: parsed_option(row, 0)?, v6: parsed_option(row, 1)? }))
+    }
+
+    /// Ends all open sessions of the gateway at `at`, none before it began; gives how many.
+    pub(crate) fn end_all_sessions(&self, at: Timestamp, reason: &str) -> Result<u64, StoreFault> {
+        let sql = "UPDATE sessions SET ended = max(started, ?1), reason = ?2 WHERE ended IS NULL";
+        Ok(self.run(sql, params![at.as_millis(), reason])? as u64)
+    }
+
+    /// Ends all open leases of the gateway at `at`, none before it began; gives how many.
+    pub(crate) fn end_all_leases(&self, at: Timestamp) -> Result<u64, StoreFault> {
+        let sql = "UPDATE leases SET ended = max(started, ?1) WHERE ended IS NULL";
+        Ok(self.run(sql, params![at.as_millis()])? as u64)
+    }
+
+    /// Rows after a place in the journal, in its order.
+    pub(crate) fn aged(&self, journal: Journal, after: i64, limit: usize) -> Result<Vec<Aged>, StoreFault> {
+        let sql = match journal {
+            Journal::Sessions => {
+                "SELECT seq, id, started, ended FROM sessions WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+            }
+            Journal::Leases => {
+                "SELECT seq, session_id, started, ended FROM leases WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+            }
+        };
+        self.rows(sql, params![after, rows(limit)], |row| {
+            Ok(Aged {
+                seq: row.get(0)?,
+                session: parsed(row, 1)?,
+                started: time(row, 2)?,
+                ended: time_option(row, 3)?,
+            })
+        })
+    }
+
+    /// Deletes an ended row.
+    pub(crate) fn forget(&self, journal: Journal, seq: i64) -> Result<(), StoreFault> {
+        let sql = match journal {
+            Journal::Sessions => "DELETE FROM sessions WHERE seq = ?1",
+            Journal::Leases => "DELETE FROM leases WHERE seq = ?1",
+        };
+        self.run(sql, [seq])?;
+        Ok(())
+    }
+}

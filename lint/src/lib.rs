@@ -1,0 +1,2 @@
+//! Rules about the project itself, kept as tests: see `tests/`.
+#![forbid(unsafe_code)]
