@@ -112,7 +112,12 @@ impl Numbering {
             let id = self.number(&keys.config.name);
             wraps.push((id, identity_wrap(keys)));
             let settings = Arc::new(settings(keys, tls, tunnel));
-            plans.insert(id, IdentityPlan { name: keys.config.name.clone(), settings });
+            let plan = IdentityPlan {
+                name: keys.config.name.clone(),
+                certificate: keys.certificate.der().to_vec(),
+                settings,
+            };
+            plans.insert(id, plan);
         }
         let options =
             GateOptions { old_clients: if tunnel.old_clients { 64 } else { 0 }, ..GateOptions::default() };

@@ -100,7 +100,7 @@ impl ClientTls {
 impl TlsSource for ClientTls {
     fn start(&self) -> Result<Box<dyn ControlTls>, TlsFault> {
         let connection = Library::Client(library_client(&self.config)?);
-        Ok(Box::new(Connection::new(connection, Side::Client)))
+        Ok(Box::new(Connection::new(connection, Side::Client, Arc::default())))
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
+use std::sync::{Arc, OnceLock};
 
 use adit_openvpn::tls::{ControlTls, PeerCertificates, TlsFault};
+use rustls::pki_types::CertificateDer;
 use rustls::{Connection as Library, ProtocolVersion};
 use zeroize::Zeroizing;
 
@@ -24,6 +26,8 @@ const MAX_RECORD: usize = 1 << 14;
 pub(crate) struct Connection {
     library: Library,
     side: Side,
+    /// The certificate shown to the peer, once one is chosen.
+    own: Arc<OnceLock<CertificateDer<'static>>>,
     /// What the peer sent first, to tell its TLS version when the library cannot.
     first: FirstBytes,
     /// Records decrypted and not yet read. They hold keys and passwords.
@@ -34,13 +38,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(mut library: Library, side: Side) -> Self {
+    /// `own` is filled with the certificate shown to the peer as soon as one is chosen.
+    pub(crate) fn new(mut library: Library, side: Side, own: Arc<OnceLock<CertificateDer<'static>>>) -> Self {
         // A record that is only half taken would break the caller's messages; how much it writes without
         // draining is the caller's business.
         library.set_buffer_limit(None);
         Self {
             library,
             side,
+            own,
             first: FirstBytes::default(),
             inbox: VecDeque::new(),
             closed: false,
@@ -148,6 +154,10 @@ impl ControlTls for Connection {
     fn peer(&self) -> PeerCertificates {
         let chain = self.library.peer_certificates().filter(|_| self.established()).unwrap_or_default();
         PeerCertificates { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() }
+    }
+
+    fn own_certificate(&self) -> Option<Vec<u8>> {
+        self.own.get().map(|certificate| certificate.to_vec())
     }
 
     fn describe(&self) -> String {

@@ -1,6 +1,6 @@
 //! The gateway's side.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use adit_openvpn::tls::{ControlTls, TlsFault, TlsSource};
 use adit_pki::{Certificate, Purpose, UnixTime};
@@ -56,7 +56,8 @@ impl Default for ServerSettings {
 /// and digitalSignature in its key usage (`remote-cert-tls client`). Names are not looked at.
 #[derive(Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    config: ServerConfig,
+    identities: Arc<[Identity]>,
 }
 
 impl ServerTls {
@@ -69,6 +70,7 @@ impl ServerTls {
         if identities.is_empty() {
             return Err(SettingsError::NoIdentity);
         }
+        let identities: Arc<[Identity]> = identities.into();
         let trust = Trust::new(client_authorities)?;
         if trust.is_empty() {
             return Err(SettingsError::NoAuthority);
@@ -76,32 +78,44 @@ impl ServerTls {
         let mut config = ServerConfig::builder_with_details(provider(), Arc::new(LibraryClock(clock)))
             .with_protocol_versions(versions.list())?
             .with_client_cert_verifier(Arc::new(ClientRules { trust, revocations }))
-            .with_cert_resolver(Arc::new(Identities(identities)));
+            .with_cert_resolver(Arc::new(Choice { identities: identities.clone(), chosen: Arc::default() }));
         // The key negotiations of one tunnel follow each other by the hour: there is nothing to resume.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self { config, identities })
     }
 }
 
 impl TlsSource for ServerTls {
     fn start(&self) -> Result<Box<dyn ControlTls>, TlsFault> {
-        let connection = ServerConnection::new(Arc::clone(&self.config))
+        // The library does not tell which certificate it has shown, so each connection has a place to note it.
+        let chosen = Arc::default();
+        let choice = Choice { identities: Arc::clone(&self.identities), chosen: Arc::clone(&chosen) };
+        let mut config = self.config.clone();
+        config.cert_resolver = Arc::new(choice);
+        let connection = ServerConnection::new(Arc::new(config))
             .map_err(|error| TlsFault::Local(format!("the TLS library refused: {error}")))?;
-        Ok(Box::new(Connection::new(Library::Server(connection), Side::Server)))
+        Ok(Box::new(Connection::new(Library::Server(connection), Side::Server, chosen)))
     }
 }
 
 /// Own certificates, chosen by what the client can verify.
 #[derive(Debug)]
-struct Identities(Vec<Identity>);
+struct Choice {
+    identities: Arc<[Identity]>,
+    chosen: Arc<OnceLock<CertificateDer<'static>>>,
+}
 
-impl ResolvesServerCert for Identities {
+impl ResolvesServerCert for Choice {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fitting = |scheme: &SignatureScheme| self.0.iter().find(|identity| identity.signs(*scheme));
+        let fitting =
+            |scheme: &SignatureScheme| self.identities.iter().find(|identity| identity.signs(*scheme));
         // When none fits, the library says so better with one in hand than with none.
-        let chosen = hello.signature_schemes().iter().find_map(fitting).or(self.0.first());
-        chosen.map(|identity| Arc::clone(&identity.certified))
+        let chosen = hello.signature_schemes().iter().find_map(fitting).or(self.identities.first())?;
+        if let Some(leaf) = chosen.certified.cert.first() {
+            self.chosen.get_or_init(|| leaf.clone());
+        }
+        Some(Arc::clone(&chosen.certified))
     }
 }
 

@@ -34,6 +34,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(crate) struct IdentityPlan {
     pub(crate) name: String,
+    /// Its certificate, DER. Identities that are reached by the same packets are told apart by it.
+    pub(crate) certificate: Vec<u8>,
     /// Settings over UDP and over TCP are the same.
     pub(crate) settings: Arc<Settings>,
 }
@@ -250,6 +252,10 @@ impl ControlThread {
         let question = if login.renegotiation {
             Ask::Stay { handle, leaf }
         } else {
+            let shown = |plan: &&IdentityPlan| login.own.as_ref() == Some(&plan.certificate);
+            if let Some(plan) = self.identities.values().find(shown) {
+                entry.identity.clone_from(&plan.name);
+            }
             entry.note_login(login);
             Ask::Login(Question {
                 handle,

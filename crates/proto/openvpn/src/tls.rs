@@ -71,6 +71,12 @@ pub trait ControlTls: Send {
     /// The peer's verified certificates; empty before the handshake is complete.
     fn peer(&self) -> PeerCertificates;
 
+    /// The certificate this side has chosen among several to show the peer, DER. A side that had no choice need
+    /// not say.
+    fn own_certificate(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Protocol version and cipher suite for people, for instance `TLSv1.3 TLS13_AES_256_GCM_SHA384`.
     fn describe(&self) -> String;
 }

@@ -114,12 +114,14 @@ fn of_several_identities_the_one_is_chosen_that_the_client_can_verify() {
             let mut pair = Pair::new(settings(), client.clone());
             let config = Arc::new(library_config(client, vec![scheme]).unwrap());
             let library = rustls::Connection::Client(library_client(&config).unwrap());
-            pair.client = Box::new(Connection::new(library, Side::Client));
+            pair.client = Box::new(Connection::new(library, Side::Client, Arc::default()));
 
             pair.settle();
 
             pair.assert_established(&format!("{scheme:?} {versions:?}"));
             assert_eq!(pair.client.peer().chain, [holders[expected].certificate.der()], "{scheme:?}");
+            let own = pair.server.own_certificate();
+            assert_eq!(own.as_deref(), Some(holders[expected].certificate.der()), "{scheme:?}");
         }
     }
 }

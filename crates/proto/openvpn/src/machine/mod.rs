@@ -50,6 +50,8 @@ const MIN_RENEGOTIATION: Duration = Duration::from_secs(1);
 pub struct Login {
     /// The verified certificates.
     pub peer: PeerCertificates,
+    /// The certificate this side has shown, DER. Where one TLS source has several, it tells which.
+    pub own: Option<Vec<u8>>,
     /// User name and password, when the client sent them.
     pub credentials: Option<Credentials>,
     /// What the client says of itself.

@@ -154,6 +154,10 @@ impl Negotiation {
         self.tls.as_ref().map(|tls| tls.peer()).unwrap_or_default()
     }
 
+    pub(super) fn own_certificate(&self) -> Option<Vec<u8>> {
+        self.tls.as_ref().and_then(|tls| tls.own_certificate())
+    }
+
     pub(super) fn describe(&self) -> String {
         self.tls.as_ref().map(|tls| tls.describe()).unwrap_or_default()
     }

@@ -164,6 +164,7 @@ impl Machine {
         state.deciding = true;
         self.events.push_back(Event::Authenticate(Box::new(Login {
             peer,
+            own: self.current.own_certificate(),
             credentials: message.credentials,
             peer_info: message.peer_info,
             tls,
