@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Host, Process, require};
+use crate::{Host, Process, eventually_some, require};
 
 /// A server that takes one test after the other.
 #[derive(Debug)]
@@ -38,8 +38,15 @@ pub fn iperf3(host: &Host, server: IpAddr, options: &[&str]) -> Value {
     require("iperf3");
     let mut command = Command::new("iperf3");
     command.args(["-c", &server.to_string(), "--json"]).args(options);
-    let text = String::from_utf8_lossy(&host.output(&mut command).stdout).into_owned();
-    let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    assert!(report["error"].is_null(), "iperf3: {}", report["error"]);
-    report
+    // A server takes one test at a time, and is a moment longer in the one before than its client.
+    eventually_some("an idle iperf3 server", Duration::from_secs(10), || {
+        let text = String::from_utf8_lossy(&host.output(&mut command).stdout).into_owned();
+        let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let error = report["error"].as_str();
+        if error.is_some_and(|error| error.contains("busy")) {
+            return None;
+        }
+        assert!(error.is_none(), "iperf3: {error:?}");
+        Some(report)
+    })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{Host, Process, TestPki, require};
+use crate::{Host, Process, TestPki, eventually, require};
 
 /// What it says when it is connected.
 const UP: &str = "Initialization Sequence Completed";
@@ -116,6 +116,16 @@ impl OpenVpnClient {
     #[track_caller]
     pub fn wait_until_connected(&self) {
         self.process.wait_for(UP, CONNECT);
+        self.wait_for_usable_addresses();
+    }
+
+    /// The kernel takes an IPv6 address into use a moment after it was set; before, packets leave with another.
+    #[track_caller]
+    fn wait_for_usable_addresses(&self) {
+        eventually("an IPv6 address that is no longer tentative", CONNECT, || {
+            let mut command = Command::new("ip");
+            self.host.run(command.args(["-6", "-o", "address", "show", "tentative"])).is_empty()
+        });
     }
 
     /// How often it has been connected.
@@ -131,6 +141,7 @@ impl OpenVpnClient {
     #[track_caller]
     pub fn wait_until_connected_since(&self, mark: usize, limit: Duration) {
         self.wait_for_since(mark, UP, limit);
+        self.wait_for_usable_addresses();
     }
 
     /// A place in its log.
