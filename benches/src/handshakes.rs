@@ -14,7 +14,7 @@ use crate::{peers, usage};
 const OPENVPN: &str = "OpenVPN";
 const ADIT: &str = "adit";
 /// No interface, no route.
-const BARE: &[&str] = &["--dev", "null", "--dev-type", "tun", "--ifconfig-noexec", "--route-noexec"];
+const BARE: &[&str] = &["--dev", "null", "--ifconfig-noexec", "--route-noexec"];
 /// Until the last one is in, keepalives of the first ones count as part of the handshakes.
 const LIMIT: Duration = Duration::from_secs(120);
 
