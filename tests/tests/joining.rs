@@ -167,6 +167,7 @@ fn two_sites_are_joined_through_the_gateway() {
     let routes = || gateway.host().run(std::process::Command::new("ip").args(["route"]));
     assert!(routes().contains("192.168.7.0/24") && !routes().contains("192.168.8.0/24"));
     ping(eve.host(), servers[0]).must_all_return();
+    gateway.stop();
 }
 
 #[test]
@@ -197,6 +198,7 @@ fn clients_reach_each_other_only_if_that_is_wanted() {
         }
     }
     assert_eq!(ids(), before);
+    gateway.stop();
 }
 
 #[test]
@@ -250,6 +252,7 @@ fn whoever_is_put_out_is_out_at_once_and_nobody_else_notices() {
     }
     flow.stop().must_be_complete();
     assert_eq!(bob.connections(), 1);
+    gateway.stop();
 }
 
 #[test]
@@ -281,4 +284,5 @@ fn a_session_that_is_closed_comes_back_and_a_device_that_is_revoked_does_not() {
     phone.wait_for("AUTH_FAILED", SOON);
     phone.process_mut().wait_for_end(LATE);
     ping(laptop.host(), network.outside_address()).must_all_return();
+    gateway.stop();
 }

@@ -243,4 +243,5 @@ fn what_a_client_sends_under_a_false_name_never_reaches_the_outside() {
         socket.send_to(b"me", (to, PORT)).unwrap();
         eventually("what is true", SOON, || outside.seen().iter().any(|packet| packet.from == from));
     }
+    gateway.stop();
 }
