@@ -92,7 +92,9 @@ fn add_site(gateway: &Gateway, user: &str, net: u8) -> String {
 /// Sends datagrams from an address that `host` has not been given by anybody.
 fn spoof(host: &Host, from: IpAddr, to: IpAddr, count: usize) {
     let interface_address = format!("{from}/{} dev lo", if from.is_ipv4() { 32 } else { 128 });
-    host.ip(&format!("address add {interface_address}"));
+    // Without `nodad` an IPv6 address may not be there at once.
+    let at_once = if from.is_ipv6() { " nodad" } else { "" };
+    host.ip(&format!("address add {interface_address}{at_once}"));
     let socket = host.run_in(|| UdpSocket::bind((from, 0))).expect("an address of the host");
     for _ in 0..count {
         socket.send_to(b"who am I?", (to, 4444)).expect("a way to the outside");

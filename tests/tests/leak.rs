@@ -221,7 +221,9 @@ fn what_a_client_sends_under_a_false_name_never_reaches_the_outside() {
         for from in lies(victim) {
             let to = if from.is_ipv4() { network.outside_address() } else { network.outside_address6() };
             let length = if from.is_ipv4() { 32 } else { 128 };
-            host.ip(&format!("address add {from}/{length} dev lo"));
+            // Without `nodad` an IPv6 address may not be there at once.
+            let at_once = if from.is_ipv6() { " nodad" } else { "" };
+            host.ip(&format!("address add {from}/{length} dev lo{at_once}"));
             let socket = host.run_in(|| UdpSocket::bind((from, 0))).unwrap();
             for _ in 0..3 {
                 socket.send_to(b"not me", (to, PORT)).unwrap();
