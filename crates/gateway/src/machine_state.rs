@@ -22,6 +22,12 @@ pub(crate) fn wanted(tunnel: &TunnelConfig, pools: &Pools, prefixes: &[IpNet]) -
     let all = nets.iter().chain(prefixes);
     if all.clone().any(|net| matches!(net, IpNet::V4(_))) {
         state.sysctls.push(Sysctl::new("net.ipv4.ip_forward", "1"));
+        // Clients that reach for each other come in and go out by one interface. The kernel would tell them of a
+        // shorter way, which there is not, and then owe them the refusal: both draw on one rate limit. It takes
+        // either parameter for a yes; other interfaces keep their own.
+        for interface in ["all", interface] {
+            state.sysctls.push(Sysctl::new(&format!("net.ipv4.conf.{interface}.send_redirects"), "0"));
+        }
     }
     if all.clone().any(|net| matches!(net, IpNet::V6(_))) {
         state.sysctls.push(Sysctl::new("net.ipv6.conf.all.forwarding", "1"));
@@ -97,6 +103,6 @@ mod tests {
         assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);
         assert_eq!(state.routes, [Route::by_interface(site, "adit0")]);
         assert!(state.tables[0].ruleset.contains("192.168.7.0/24"));
-        assert_eq!(state.sysctls.len(), 3);
+        assert_eq!(state.sysctls.len(), 5);
     }
 }

@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(
             pushed(&tunnel(), true, &[], false),
             "topology subnet,route-gateway 10.88.0.1,ifconfig 10.88.0.2 255.255.0.0,ifconfig-ipv6 fd88::2/64 fd88::1,\
-             redirect-gateway def1 ipv6 bypass-dhcp,ping 3,ping-restart 8,explicit-exit-notify 1"
+             redirect-gateway def1 ipv6 bypass-dhcp,ping 3,ping-restart 7,explicit-exit-notify 1"
         );
         let v4_only = TunnelConfig { pool6: vec![], ..tunnel() };
         assert!(

@@ -324,7 +324,7 @@ impl Default for TunnelConfig {
             push_rcvbuf: 0,
             reneg: Duration::from_secs(3600),
             ping: Duration::from_secs(3),
-            ping_restart: Duration::from_secs(8),
+            ping_restart: Duration::from_secs(7),
             ciphers: vec![Cipher::Aes256Gcm, Cipher::Aes128Gcm, Cipher::ChaCha20Poly1305],
             fallback: None,
             old_clients: true,

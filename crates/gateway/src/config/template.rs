@@ -66,7 +66,7 @@ routes = "full"                # or a list of networks: ["10.0.0.0/8"]
 client_to_client = false
 mtu = 1500
 # ping = "3s"                  # a dead path is noticed within ping_restart
-# ping_restart = "8s"
+# ping_restart = "7s"
 # ciphers = ["AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305"]
 # fallback = "AES-256-CBC"     # for clients that do not negotiate (before OpenVPN 2.4)
 

@@ -71,9 +71,11 @@ impl Entry {
         tracing::debug!(remote = %self.driver.path().remote(), client = self.client, tls = self.tls, took = ?self.began.elapsed(), "client authenticated");
     }
 
-    /// True when it is one of those meant. Sessions that are still being decided belong to whom they will be.
+    /// True when it is one of those meant. Sessions that are over already are none of them; those that are still
+    /// being decided belong to whom they will be.
     pub(super) fn is(&self, which: &Which) -> bool {
-        let Some(granted) = self.live.as_ref().map(|live| &live.granted).or(self.granted.as_ref()) else {
+        let live = self.live.as_ref().filter(|_| self.is_live());
+        let Some(granted) = live.map(|live| &live.granted).or(self.granted.as_ref()) else {
             return false;
         };
         match which {
@@ -95,9 +97,15 @@ impl Entry {
         }
     }
 
-    /// The session for the API; `None` before it carries data.
+    /// Data packets pass: not before the session is attached, and not while the client is being told that it is
+    /// over.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_some() && self.driver.session().is_some_and(|session| !session.is_closed())
+    }
+
+    /// The session for the API; `None` before it carries data, and when it no longer does.
     pub(super) fn describe(&self, gateway: &str, clocks: &Clocks) -> Option<adit_api::Session> {
-        let live = self.live.as_ref()?;
+        let live = self.live.as_ref().filter(|_| self.is_live())?;
         let counters = self.driver.session()?.counters();
         // How long ago, on the engine's clock; then as a time of day.
         let idle = clocks.since(counters.last_received).as_millis();

@@ -406,7 +406,7 @@ impl ControlThread {
 
     fn totals(&self, now: Instant) -> Totals {
         let (rx_bytes, tx_bytes) = self.bytes();
-        let live = self.entries.values().filter(|entry| entry.live.is_some()).count() as u64;
+        let live = self.entries.values().filter(|entry| entry.is_live()).count() as u64;
         let rate = |now_bytes: u64, then: u64, since: Instant| {
             let millis = now.saturating_duration_since(since).as_millis().max(1) as u64;
             now_bytes.saturating_sub(then) * 1000 / millis
@@ -417,7 +417,7 @@ impl ControlThread {
             .map_or((0, 0), |(at, rx, tx)| (rate(rx_bytes, *rx, *at), rate(tx_bytes, *tx, *at)));
         Totals {
             sessions: live,
-            handshakes: self.entries.len() as u64 - live,
+            handshakes: self.entries.values().filter(|entry| entry.live.is_none()).count() as u64,
             rx_bytes,
             tx_bytes,
             rx_rate,

@@ -441,6 +441,11 @@ impl Machine {
 
     /// Says something on the newest negotiation that has got as far as talking.
     fn say(&mut self, message: &Message) {
+        // A client whose renegotiation is being decided takes nothing else before that.
+        if self.is_server() && self.current.theirs.is_some() && !self.current.said {
+            // If that fails, the former negotiation still talks.
+            let _ = self.send_key_message();
+        }
         let talks = |n: &Negotiation| n.said && n.theirs.is_some();
         let is_current = talks(&self.current);
         let negotiation = match &mut self.previous {

@@ -117,7 +117,7 @@ impl Machine {
             return;
         }
         let result = match self.established {
-            Some(_) => self.establish_again(now),
+            Some(_) => self.renew(now),
             None => self.admit(grant, now),
         };
         if let Err(why) = result {
@@ -147,7 +147,9 @@ impl Machine {
         let peer = self.current.peer();
         let tls = self.current.describe();
         let renegotiation = self.established.is_some();
-        self.send_key_message()?;
+        if !renegotiation {
+            self.send_key_message()?;
+        }
         let RoleState::Server(state) = &mut self.role else {
             return Ok(());
         };
@@ -170,6 +172,15 @@ impl Machine {
             tls,
             renegotiation,
         })));
+        Ok(())
+    }
+
+    /// A renegotiation is settled. The client may send under the new keys as soon as it has our key message, so
+    /// that must not leave before we have them.
+    fn renew(&mut self, now: Instant) -> Result<(), Ended> {
+        self.establish_again(now)?;
+        self.send_key_message()?;
+        self.pump(true);
         Ok(())
     }
 

@@ -468,6 +468,44 @@ fn a_client_refused_at_renegotiation_is_out_at_once() {
     assert!(pair.run_until(10 * SECOND, |pair| ended(&pair.b_events).is_some()));
 }
 
+/// A pair whose server has been asked at a renegotiation and has not decided.
+fn undecided() -> (Joined, Arc<Channel>, Arc<Channel>) {
+    let mut pair = Setup::new(Wrap::TlsCrypt).pair();
+    let (client, server) = connect(&mut pair);
+    pair.b.decision = None;
+    let now = pair.now;
+    pair.b.machine.as_mut().unwrap().renegotiate(now);
+    let asked = |event: &Event| matches!(event, Event::Authenticate(login) if login.renegotiation);
+    assert!(pair.run_until(10 * SECOND, |pair| pair.b_events.iter().any(asked)));
+    (pair, client, server)
+}
+
+#[test]
+fn a_client_gets_new_keys_no_sooner_than_the_server_has_them() {
+    let (mut pair, client, server) = undecided();
+    pair.run_for(10 * SECOND);
+    assert_eq!(renegotiations(&pair.a_events), 0);
+    assert_carries(&client, &server);
+    let now = pair.now;
+    let grant = Grant { peer_id: 0, options: Vec::new() };
+    pair.b.machine.as_mut().unwrap().authorize(&grant, now);
+    assert!(pair.run_until(10 * SECOND, |pair| renegotiations(&pair.a_events) == 1));
+    // Stock clients use new keys at once if the former ones are young.
+    client.promote(KeyId::new(1));
+    assert_carries(&client, &server);
+    assert_eq!(server.sending_key().unwrap().id(), KeyId::new(1));
+}
+
+#[test]
+fn a_client_refused_while_its_renegotiation_is_decided_is_told() {
+    let (mut pair, client, server) = undecided();
+    let now = pair.now;
+    pair.b.machine.as_mut().unwrap().refuse("the device is revoked", now);
+    assert!(carry(&client, &server, b"\x45").is_none());
+    assert!(pair.run_until(10 * SECOND, |pair| ended(&pair.a_events).is_some()));
+    assert_eq!(ended(&pair.a_events), Some(&Ended::AuthFailed("the device is revoked".into())));
+}
+
 #[test]
 fn a_peer_cannot_renegotiate_without_pause() {
     let mut pair = Setup::new(Wrap::TlsCrypt).pair();
