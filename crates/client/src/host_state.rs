@@ -34,6 +34,9 @@ const TABLES: u32 = 173_000_000;
 /// Metric of routes around the tunnel, so that they are nobody else's.
 const OUTSIDE_METRIC: u32 = 173;
 
+/// Metric of routes that count when the tunnel's own are gone.
+const LAST_METRIC: u32 = 1 << 30;
+
 /// What else decides about the state.
 #[derive(Debug)]
 pub(crate) struct Surroundings<'a> {
@@ -47,6 +50,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) uplink: Option<&'a RouteTo>,
     /// Interfaces whose reverse path filter would drop the servers' answers.
     pub(crate) strict: &'a BTreeSet<String>,
+    /// What belongs into the tunnel is refused when the interface is gone, even after a crash.
+    pub(crate) kill_switch: bool,
 }
 
 /// What the machine is to look like.
@@ -65,12 +70,14 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
         // Machines that have IPv6 switched off elsewhere still have it in the tunnel.
         state.sysctls.push(Sysctl::new(&sysctl::of_interface(6, interface, "disable_ipv6"), "0"));
     }
-    state.links.push(LinkSettings {
-        mtu: Some(tunnel.mtu.into()),
-        tx_queue_len: Some(1000),
-        up: Some(true),
-        ..LinkSettings::of(interface)
-    });
+    if tunnel.inner4.is_some() || inner6.is_some() {
+        state.links.push(LinkSettings {
+            mtu: Some(tunnel.mtu.into()),
+            tx_queue_len: Some(1000),
+            up: Some(true),
+            ..LinkSettings::of(interface)
+        });
+    }
     let addresses = tunnel.inner4.map(IpNet::from).into_iter().chain(inner6.map(IpNet::from));
     state
         .addresses
@@ -83,6 +90,14 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
                 table,
                 interface: (*kind == RouteKind::Unicast).then(|| interface.to_owned()),
                 ..Route::new(*network, *kind)
+            }));
+            // The interface takes its routes along when it goes; these stay.
+            let passing =
+                networks.iter().filter(|(_, kind)| around.kill_switch && *kind == RouteKind::Unicast);
+            state.routes.extend(passing.map(|(network, _)| Route {
+                table,
+                metric: Some(LAST_METRIC),
+                ..Route::new(*network, RouteKind::Unreachable)
             }));
             let own = Rule {
                 suppress_prefix_length: Some(length),
@@ -148,7 +163,7 @@ mod tests {
     }
 
     fn around(strict: &BTreeSet<String>) -> Surroundings<'_> {
-        Surroundings { interface: "adit0", index: 7, ipv6: true, uplink: None, strict }
+        Surroundings { interface: "adit0", index: 7, ipv6: true, uplink: None, strict, kill_switch: false }
     }
 
     fn lines<T: ToString>(items: &[T]) -> Vec<String> {
@@ -199,6 +214,28 @@ mod tests {
                 "route 10.0.0.0/8 dev adit0 table 173007008",
             ]
         );
+    }
+
+    #[test]
+    fn the_kill_switch_leaves_a_refusal_behind_each_route_and_needs_no_interface() {
+        let strict = BTreeSet::new();
+        let around = Surroundings { kill_switch: true, ..around(&strict) };
+        let up = wanted(&tunnel(&["0.0.0.0/0"], &["::/0"]), &around);
+        assert_eq!(
+            lines(&up.routes),
+            [
+                "route 0.0.0.0/0 dev adit0 table 173007000",
+                "route unreachable 0.0.0.0/0 table 173007000 metric 1073741824",
+                "route unreachable ::/0 table 173007000",
+            ]
+        );
+        let shut = wanted(&Tunnel::shut(&crate::tunnel::Mode::AsTold), &around);
+        assert_eq!(
+            lines(&shut.routes),
+            ["route unreachable 0.0.0.0/0 table 173007000", "route unreachable ::/0 table 173007000"]
+        );
+        assert_eq!(shut.rules, up.rules);
+        assert!(shut.links.is_empty() && shut.addresses.is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use adit_host::udp::{PathMtu, UdpOptions, UdpSocket};
 
 use crate::host_state::{self, MARK, Surroundings};
 use crate::place::{Place, PlaceFault};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Mode, Tunnel};
 
 /// The interface's name, unless the profile has one; the kernel fills in the first number that is free.
 const INTERFACE: &str = "adit%d";
@@ -44,12 +44,17 @@ pub(crate) struct Network {
     strict: BTreeSet<String>,
     uplink: Option<RouteTo>,
     no_sysctls: bool,
+    kill_switch: bool,
     _lock: LockFile,
 }
 
 impl Network {
     /// Cleans up after clients that crashed and opens the interface, `name` if given. Nothing else is changed yet.
-    pub(crate) fn open(place: &Place, name: Option<&str>) -> Result<(Self, Tun), NetworkFault> {
+    pub(crate) fn open(
+        place: &Place,
+        name: Option<&str>,
+        kill_switch: bool,
+    ) -> Result<(Self, Tun), NetworkFault> {
         place.clean_up();
         let tun = Tun::open(&TunOptions::new(name.unwrap_or(INTERFACE))).map_err(PlumbingFault::from)?;
         let interface = tun.name().to_owned();
@@ -67,6 +72,7 @@ impl Network {
             strict: BTreeSet::new(),
             uplink: None,
             no_sysctls: false,
+            kill_switch,
             _lock: lock,
         };
         Ok((network, tun))
@@ -117,6 +123,15 @@ impl Network {
         self.let_answers_in(server)
     }
 
+    /// With a kill switch: lets nothing pass that may belong into the tunnel, which is not there.
+    pub(crate) fn shut(&mut self, mode: &Mode) -> Result<(), NetworkFault> {
+        if self.kill_switch {
+            self.tunnel = Some(Tunnel::shut(mode));
+            self.apply()?;
+        }
+        Ok(())
+    }
+
     /// Puts everything back.
     pub(crate) fn undo(&mut self) -> Result<(), PlumbingFault> {
         self.tunnel = None;
@@ -156,6 +171,7 @@ impl Network {
                 ipv6: has_ipv6(),
                 uplink: self.uplink.as_ref(),
                 strict: &self.strict,
+                kill_switch: self.kill_switch,
             },
         );
         if self.no_sysctls {

@@ -50,6 +50,11 @@ pub(crate) fn after(ended: &Ended, was_up: bool) -> Next {
     }
 }
 
+/// True when waiting does not help: both sides talk, and one does not accept the other.
+pub(crate) fn is_lasting(ended: &Ended) -> bool {
+    matches!(ended, Ended::Tls(_) | Ended::Protocol(_))
+}
+
 /// Why it ended, for people.
 pub(crate) fn reason(ended: &Ended) -> String {
     match ended {
@@ -175,6 +180,8 @@ mod tests {
         ] {
             assert_eq!(after(&ended, true), Next::Again(Start::Same, Wait::Pause));
             assert_eq!(after(&ended, false), Next::GoOn);
+            let lasting = matches!(ended, Ended::Tls(_) | Ended::Protocol(_));
+            assert_eq!(is_lasting(&ended), lasting);
         }
     }
 }
