@@ -12,14 +12,16 @@
 
 use std::net::IpAddr;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_testbed::{
-    AditClient, Flow, Gateway, Host, HttpServer, Network, OpenVpnServer, Pinger, Scale, Seen, ServerWrap,
-    Snapshot, Wire, eventually, http_get, ping, ping_with,
+    AditClient, Flow, Gateway, Host, HttpServer, Network, OpenVpnServer, Outcome, Pinger, Scale, Seen,
+    ServerWrap, Snapshot, TestPki, Wire, adit, eventually, http_get, ping, ping_with,
 };
 use adit_tests::{CIPHERS, in_parallel};
 use rustix::process::Signal;
+use serde_json::Value;
 
 const WORKERS: usize = 2;
 const WRAPS: [ServerWrap; 6] = [
@@ -185,9 +187,10 @@ fn a_client_that_moves_to_another_network_keeps_its_session() {
     let address = network.roam(0);
 
     pinger.wait_for_answers(20, SOON);
-    server.process().wait_for(&format!("[AF_INET]{address}"), SOON);
-    assert_eq!(client.states_since(mark).len(), 0, "{:?}", client.states_since(mark));
+    assert_eq!(client.states_since(mark), [Value::Null; 0]);
     client.stop();
+    let goodbye = server.process().wait_for("CC-EEN exit message received", SOON);
+    assert!(goodbye.contains(&format!("ann/{address}:")), "{goodbye}");
 }
 
 /// No answer comes from there, be it that the kernel refuses to send or that nobody answers.
@@ -401,17 +404,148 @@ fn what_a_killed_client_left_is_put_back_by_the_next() {
     let mut client = AditClient::start(host, &nowhere);
     client.wait_for_log("adit had ended without undoing its changes", SOON);
     client.wait_for_log("Connection refused", SOON);
-    assert_eq!(strict.difference(&Snapshot::take(host)), ["new: "; 0]);
+    let mut left = strict.difference(&Snapshot::take(host));
+    left.retain(|line| !line.contains("adit0"));
+    assert!(left.is_empty(), "all that is there is its own interface: {left:#?}");
     client.process().terminate();
     let status = client.process_mut().wait_for_end(SOON);
     assert_eq!(status.code(), Some(1));
     let said = client.process().err.lines().pop().unwrap_or_default();
     assert!(said.contains("stopped before it was connected; at last: Connection refused"), "{said}");
-    assert_eq!(strict.difference(&Snapshot::take(host)), ["new: "; 0]);
+    assert_eq!(strict, Snapshot::take(host));
 
     let client = AditClient::connect(host, &profile);
     ping(host, OpenVpnServer::INNER6).must_all_return();
     client.stop();
     host.sysctl("net.ipv4.conf.home.rp_filter", "0");
     must_be_as_before(&before, &network);
+}
+
+/// Ends a client that was never connected; what it said last.
+#[track_caller]
+fn give_up(mut client: AditClient) -> String {
+    client.process().terminate();
+    assert_eq!(client.process_mut().wait_for_end(SOON).code(), Some(1));
+    client.process().err.lines().pop().unwrap_or_default()
+}
+
+#[test]
+fn whoever_does_not_fit_is_told_why_and_leaves_nothing_behind() {
+    let network = Network::with_clients(3);
+    let before: Vec<Snapshot> = (0..3).map(|client| Snapshot::take(network.client(client))).collect();
+    let address = network.gateway_address();
+    let start = |host, wrap| OpenVpnServer::start(host, address, false, wrap, &[]);
+    let server = start(&network.gateway, ServerWrap::TlsCrypt);
+    let profile = server.profile("ann");
+    let stranger = TestPki::new("P-256");
+
+    // A server that does not know the key does not answer, so that this takes a while.
+    let other_key = {
+        let elsewhere = Arc::new(Host::new("elsewhere"));
+        elsewhere.ip("link set lo up\naddress add 192.0.2.1/32 dev lo");
+        block(&start(&elsewhere, ServerWrap::TlsCrypt).profile("ann"), "tls-crypt")
+    };
+    let mut wrong_key = profile.replace(&block(&profile, "tls-crypt"), &other_key);
+    let silent = AditClient::start(network.client(1), &wrong_key);
+    wrong_key = wrong_key.replace("1194 udp", "1194 tcp-client");
+    let closed = AditClient::start(network.client(2), &wrong_key);
+
+    let host = network.client(0);
+    let wrong_ca = profile.replace(server.pki().ca().trim(), stranger.ca().trim());
+    let wrong_name = format!("{profile}verify-x509-name friend name\n");
+    let (cert, key) = stranger.issue("ann", "clientAuth", "P-256");
+    for (profile, expected) in [
+        (wrong_ca, "the server's certificate"),
+        (wrong_name, "does not have the name that verify-x509-name asks for"),
+        (server.profile_with(&cert, &key), "certificate"),
+    ] {
+        let outcome = AditClient::run_to_end(host, &profile, &[]);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        let last = outcome.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("adit: no server is as the profile says: TLS: "), "{last}");
+        assert!(last.contains(expected), "{last}");
+        assert!(outcome.out.lines().last().is_some_and(|line| line.contains(expected)), "{outcome:?}");
+    }
+    let nowhere = AditClient::start(host, &profile.replace("192.0.2.1 1194", "no..where 1194"));
+    nowhere.wait_for_log("no..where is not known: ", SOON);
+    assert!(give_up(nowhere).contains("stopped before it was connected; at last: no..where is not known"));
+
+    silent.wait_for_log("no answer for 10s", Duration::from_secs(20));
+    let said = give_up(silent);
+    assert!(said.contains("one that has not the profile's tls-auth or tls-crypt key"), "{said}");
+    closed.wait_for_log("Connection refused", SOON);
+    give_up(closed);
+    for (client, before) in before.iter().enumerate() {
+        assert_eq!(*before, Snapshot::take(network.client(client)));
+    }
+    // And who fits gets in.
+    AditClient::connect(host, &profile).stop();
+}
+
+/// The content of a block of a profile.
+fn block(profile: &str, name: &str) -> String {
+    let (_, rest) = profile.split_once(&format!("<{name}>\n")).expect("the block");
+    rest.split_once(&format!("</{name}>")).expect("its end").0.to_owned()
+}
+
+#[test]
+fn what_cannot_work_is_said_in_one_line_before_anything_is_changed() {
+    let host = Arc::new(Host::new("refused"));
+    let before = Snapshot::take(&host);
+    let directory = tempfile::tempdir().expect("a directory");
+    let pki = TestPki::new("P-256");
+    let (cert, key) = pki.issue("ann", "clientAuth", "P-256");
+    let (_, other_key) = pki.issue("bob", "clientAuth", "P-256");
+    let profile = |key: &str, more: &str| {
+        let ca = pki.ca();
+        format!(
+            "client\nremote 192.0.2.1 1194\n{more}<ca>\n{ca}</ca>\n<cert>\n{cert}</cert>\n<key>\n{key}</key>\n"
+        )
+    };
+    let file = directory.path().join("ann.ovpn");
+    let refusal = |prefix: &[&str], options: &[&str]| {
+        let words = [prefix, &[adit().to_str().expect("UTF-8"), "connect"], options].concat();
+        let output = host.output(Command::new(words[0]).args(&words[1..]).arg(&file));
+        let outcome = Outcome {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        outcome.refusal().to_owned()
+    };
+    let path = file.display().to_string();
+    let missing = refusal(&[], &[]);
+    assert!(missing.contains(&format!("{path}: No such file")), "{missing}");
+
+    let good = profile(&key, "");
+    for (text, expected) in [
+        (String::new(), "no \"remote\" line".to_owned()),
+        (profile(&key, "dev tap0\n"), "line 3: dev: only tun interfaces are supported, not tap".into()),
+        (
+            profile(&key, "http-proxy 192.0.2.9 8080\n"),
+            "line 3: http-proxy: proxies are not supported".into(),
+        ),
+        (profile(&key, "frobnicate\n"), "line 3: frobnicate: unknown directive; remove it".into()),
+        (profile(&key, "tls-auth ta.key 1\n"), "line 3: tls-auth: ".into()),
+        (profile(&other_key, ""), "the profile's certificates: ".into()),
+        (profile("nonsense\n", ""), "<key> of the profile: ".into()),
+        (good.replace(&cert, "nonsense\n"), "<cert> of the profile: ".into()),
+        (good.replace(&pki.ca(), "nonsense\n"), "<ca> of the profile: ".into()),
+        (profile(&key, "auth-user-pass\n"), "there is no terminal to ask at".into()),
+        (good.replace("<ca>", "<ca"), "line 3: ".into()),
+    ] {
+        std::fs::write(&file, text).expect("a file");
+        let said = refusal(&["setsid", "-w"], &[]);
+        assert!(said.contains(&path) && said.contains(&expected), "{expected}: {said}");
+    }
+
+    std::fs::write(&file, &good).expect("a file");
+    let said = refusal(&[], &["--transport", "tcp"]);
+    assert!(said.contains("no remote of the profile is reached by tcp"), "{said}");
+    let said = refusal(&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"], &[]);
+    assert!(said.contains("run adit as root or with CAP_NET_ADMIN"), "{said}");
+    let hidden = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    let said = refusal(&["unshare", "-m", "sh", "-c", hidden, "sh"], &[]);
+    assert!(said.contains("/dev/net/tun does not exist"), "{said}");
+    assert_eq!(before, Snapshot::take(&host));
 }

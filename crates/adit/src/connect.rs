@@ -3,7 +3,7 @@
 use std::io;
 
 use adit_client::profile::{self, Profile};
-use adit_client::{Client, Mode, Options, Status, Stopper};
+use adit_client::{Client, ClientFault, Mode, Options, Status, Stopper};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Connect, ConnectTransport};
@@ -17,7 +17,8 @@ pub(crate) fn connect(options: Connect, json: bool) -> Result<(), String> {
         tracing::info!("{note}");
     }
     if profile.ask_credentials && profile.credentials.is_none() {
-        profile.credentials = Some(terminal::ask_credentials(&server(&profile))?);
+        let asked = terminal::ask_credentials(&server(&profile));
+        profile.credentials = Some(asked.map_err(|why| format!("{}: {why}", options.profile.display()))?);
     }
     // Keys are in memory; this is better, but no reason not to connect.
     if let Err(error) = adit_host::limits::forbid_core_dumps() {
@@ -30,7 +31,10 @@ pub(crate) fn connect(options: Connect, json: bool) -> Result<(), String> {
         Connect { split, .. } if !split.is_empty() => Mode::Split(split),
         Connect { .. } => Mode::AsTold,
     };
-    let client = Client::new(profile, Options { mode, kill_switch }).map_err(|fault| fault.to_string())?;
+    let client = Client::new(profile, Options { mode, kill_switch }).map_err(|fault| match fault {
+        ClientFault::Settings(fault) => format!("{}: {fault}", options.profile.display()),
+        fault => fault.to_string(),
+    })?;
     stop_on_signals(client.stopper()).map_err(|error| format!("cannot wait for signals: {error}"))?;
     let mut report = |status: &Status| {
         // Whoever reads this may leave; the machine has to be put back all the same.

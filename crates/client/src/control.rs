@@ -22,7 +22,7 @@ use crate::client::{ClientFault, Options, PacketLoop};
 use crate::network::Network;
 use crate::remotes::{self, Answers, Candidate, Rotation};
 use crate::status::{State, Status};
-use crate::tunnel::{Tunnel, everything};
+use crate::tunnel::Tunnel;
 use crate::verdict::{self, Next, Wait};
 
 /// How long the server has to take note of a farewell.
@@ -201,11 +201,13 @@ impl<'a> Control<'a> {
         let protected = self.is_protected();
         match &mut self.phase {
             Phase::Waiting(_) => return self.try_next(now),
-            Phase::Talking(attempt) if attempt.is_unanswered(now) => {
-                let doubt = attempt.doubt(protected);
-                attempt.give_up(format!("no answer for {ANSWER:?}{doubt}"), now);
+            Phase::Talking(attempt) => {
+                attempt.driver.timeout(&self.clocks, now);
+                if attempt.is_unanswered(now) {
+                    let doubt = attempt.doubt(protected);
+                    attempt.give_up(format!("no answer for {ANSWER:?}{doubt}"), now);
+                }
             }
-            Phase::Talking(attempt) => attempt.driver.timeout(&self.clocks, now),
             Phase::Leaving(_, deadline) if now >= *deadline => self.phase = Phase::Over,
             Phase::Leaving(attempt, _) => attempt.driver.timeout(&self.clocks, now),
             Phase::Resolving | Phase::Dialling(..) | Phase::Over => {}
@@ -310,8 +312,7 @@ impl<'a> Control<'a> {
         let engine = self.engine();
         let Some(attempt) = self.current() else { return Ok(()) };
         let Some(tunnel) = attempt.tunnel.take() else { return Ok(()) };
-        // Whatever the server forwards may come from anywhere.
-        attempt.driver.attach(&engine, channel, &agreement, Sources::new(everything().into()));
+        attempt.driver.attach(&engine, channel, &agreement, Sources::new(tunnel.carries()));
         attempt.up = Some(now);
         let status = Status {
             inner4: tunnel.inner4.map(|net| net.addr()),
@@ -346,7 +347,8 @@ impl<'a> Control<'a> {
         if leaving {
             return Ok(());
         }
-        let why = attempt.gave_up.take().unwrap_or_else(|| verdict::reason(ended));
+        let own = attempt.gave_up.take().filter(|_| *ended == Ended::Local);
+        let why = own.unwrap_or_else(|| verdict::reason(ended));
         self.why = Some(why.clone());
         if attempt.up.is_some() {
             tracing::warn!(server = %attempt.candidate, "connection lost: {why}");

@@ -46,6 +46,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) index: u32,
     /// This machine speaks IPv6.
     pub(crate) ipv6: bool,
+    /// The server that is tried or connected.
+    pub(crate) server: Option<IpAddr>,
     /// How what stays outside leaves.
     pub(crate) uplink: Option<&'a RouteTo>,
     /// Interfaces whose reverse path filter would drop the servers' answers.
@@ -70,20 +72,18 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
         // Machines that have IPv6 switched off elsewhere still have it in the tunnel.
         state.sysctls.push(Sysctl::new(&sysctl::of_interface(6, interface, "disable_ipv6"), "0"));
     }
-    if tunnel.inner4.is_some() || inner6.is_some() {
-        state.links.push(LinkSettings {
-            mtu: Some(tunnel.mtu.into()),
-            tx_queue_len: Some(1000),
-            up: Some(true),
-            ..LinkSettings::of(interface)
-        });
-    }
+    state.links.push(LinkSettings {
+        mtu: Some(tunnel.mtu.into()),
+        tx_queue_len: Some(1000),
+        up: Some(true),
+        ..LinkSettings::of(interface)
+    });
     let addresses = tunnel.inner4.map(IpNet::from).into_iter().chain(inner6.map(IpNet::from));
     state
         .addresses
         .extend(addresses.map(|address| InterfaceAddress { interface: interface.to_owned(), address }));
     state.routes.extend(outside(tunnel, around.uplink));
-    for (v6, networks) in by_length(tunnel, around.ipv6) {
+    for (v6, networks) in by_length(tunnel, around) {
         for (turn, (&length, networks)) in (0..).zip(networks.iter().rev()) {
             let table = TABLES + around.index % 100_000 * 1000 + u32::from(length);
             state.routes.extend(networks.iter().map(|(network, kind)| Route {
@@ -117,13 +117,22 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
 type Networks = BTreeMap<u8, Vec<(IpNet, RouteKind)>>;
 
 /// The tunnel's networks by IP version and length of prefix.
-fn by_length(tunnel: &Tunnel, ipv6: bool) -> BTreeMap<bool, Networks> {
+///
+/// Where the kernel refuses what goes to the server it also refuses what comes from there, if it has any reverse path
+/// filter for IPv4. So a refused network with the server in it is led into the tunnel, which carries nothing of an IP
+/// version it has no address of.
+fn by_length(tunnel: &Tunnel, around: &Surroundings<'_>) -> BTreeMap<bool, Networks> {
     let inside = tunnel.inside.iter().map(|network| (*network, RouteKind::Unicast));
-    let refused = tunnel.refused.iter().map(|network| (*network, RouteKind::Unreachable));
+    let has_server =
+        |network: &IpNet| around.server.is_some_and(|server| server.is_ipv4() && network.contains(&server));
+    let refused = tunnel.refused.iter().map(|network| match has_server(network) {
+        true => (*network, RouteKind::Unicast),
+        false => (*network, RouteKind::Unreachable),
+    });
     let mut all: BTreeMap<bool, Networks> = BTreeMap::new();
     for (network, kind) in inside.chain(refused) {
         let v6 = network.addr().is_ipv6();
-        if ipv6 || !v6 {
+        if around.ipv6 || !v6 {
             all.entry(v6).or_default().entry(network.prefix_len()).or_default().push((network, kind));
         }
     }
@@ -163,7 +172,15 @@ mod tests {
     }
 
     fn around(strict: &BTreeSet<String>) -> Surroundings<'_> {
-        Surroundings { interface: "adit0", index: 7, ipv6: true, uplink: None, strict, kill_switch: false }
+        Surroundings {
+            interface: "adit0",
+            index: 7,
+            ipv6: true,
+            server: None,
+            uplink: None,
+            strict,
+            kill_switch: false,
+        }
     }
 
     fn lines<T: ToString>(items: &[T]) -> Vec<String> {
@@ -217,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kill_switch_leaves_a_refusal_behind_each_route_and_needs_no_interface() {
+    fn the_kill_switch_leaves_a_refusal_behind_each_route_and_needs_no_tunnel() {
         let strict = BTreeSet::new();
         let around = Surroundings { kill_switch: true, ..around(&strict) };
         let up = wanted(&tunnel(&["0.0.0.0/0"], &["::/0"]), &around);
@@ -234,8 +251,11 @@ mod tests {
             lines(&shut.routes),
             ["route unreachable 0.0.0.0/0 table 173007000", "route unreachable ::/0 table 173007000"]
         );
-        assert_eq!(shut.rules, up.rules);
-        assert!(shut.links.is_empty() && shut.addresses.is_empty());
+        assert_eq!((&shut.rules, shut.addresses.len()), (&up.rules, 0));
+        // So that the server's answers pass the reverse path filter.
+        let around = Surroundings { server: Some("192.0.2.1".parse().unwrap()), ..around };
+        let tried = wanted(&Tunnel::shut(&crate::tunnel::Mode::AsTold), &around);
+        assert_eq!(lines(&tried.routes), lines(&up.routes));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub(crate) struct Network {
     tunnel: Option<Tunnel>,
     applied: HostState,
     strict: BTreeSet<String>,
+    server: Option<IpAddr>,
     uplink: Option<RouteTo>,
     no_sysctls: bool,
     kill_switch: bool,
@@ -70,6 +71,7 @@ impl Network {
             tunnel: None,
             applied: HostState::default(),
             strict: BTreeSet::new(),
+            server: None,
             uplink: None,
             no_sysctls: false,
             kill_switch,
@@ -107,9 +109,13 @@ impl Network {
             return Ok(false);
         }
         let Some(uplink) = Netlink::open()?.route_to(server, MARK)? else { return Ok(false) };
-        if server.is_ipv4() && self.uplink.as_ref() != Some(&uplink) {
+        let before = (self.server, self.uplink.clone());
+        self.server = Some(server);
+        if server.is_ipv4() {
             self.uplink = Some(uplink);
-            // What stays outside leaves by another way now.
+        }
+        if before != (self.server, self.uplink.clone()) {
+            // What stays outside may leave by another way now.
             self.apply()?;
         }
         self.let_answers_in(server)?;
@@ -169,6 +175,7 @@ impl Network {
                 interface: &self.interface,
                 index: self.index,
                 ipv6: has_ipv6(),
+                server: self.server,
                 uplink: self.uplink.as_ref(),
                 strict: &self.strict,
                 kill_switch: self.kill_switch,

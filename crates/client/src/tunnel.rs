@@ -67,7 +67,14 @@ impl Tunnel {
             Mode::Split(networks) => networks.iter().map(IpNet::trunc).collect(),
             Mode::Full | Mode::AsTold => everything().into(),
         };
-        Self { refused, ..Self::default() }
+        Self { refused, mtu: DEFAULT_MTU, ..Self::default() }
+    }
+
+    /// What it carries: whole IP versions, since whatever the server forwards may come from anywhere.
+    pub(crate) fn carries(&self) -> Vec<IpNet> {
+        let [all4, all6] = everything();
+        let all4 = self.inner4.map(|_| all4);
+        all4.into_iter().chain(self.inner6.map(|_| all6)).collect()
     }
 
     /// The tunnel that follows from all three.
@@ -118,7 +125,7 @@ impl Tunnel {
 }
 
 /// All of IPv4, all of IPv6.
-pub(crate) fn everything() -> [IpNet; 2] {
+fn everything() -> [IpNet; 2] {
     [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
 }
 
@@ -249,6 +256,8 @@ mod tests {
         let subnet = tunnel(DUAL);
         assert_eq!(subnet.inner4, Some("10.9.0.2/24".parse().unwrap()));
         assert_eq!(subnet.inner6, Some("fd09::2/64".parse().unwrap()));
+        assert_eq!(subnet.carries(), everything());
+        assert_eq!(tunnel(V4).carries(), everything()[..1]);
         assert_eq!(nets(&subnet.inside), [""; 0]);
 
         for pair in ["topology net30,ifconfig 10.9.0.6 10.9.0.5", "ifconfig 10.9.0.6 10.9.0.5"] {
