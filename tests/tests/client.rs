@@ -431,8 +431,8 @@ fn give_up(mut client: AditClient) -> String {
 
 #[test]
 fn whoever_does_not_fit_is_told_why_and_leaves_nothing_behind() {
-    let network = Network::with_clients(3);
-    let before: Vec<Snapshot> = (0..3).map(|client| Snapshot::take(network.client(client))).collect();
+    let network = Network::with_clients(4);
+    let before: Vec<Snapshot> = (0..4).map(|client| Snapshot::take(network.client(client))).collect();
     let address = network.gateway_address();
     let start = |host, wrap| OpenVpnServer::start(host, address, false, wrap, &[]);
     let server = start(&network.gateway, ServerWrap::TlsCrypt);
@@ -448,16 +448,16 @@ fn whoever_does_not_fit_is_told_why_and_leaves_nothing_behind() {
     let mut wrong_key = profile.replace(&block(&profile, "tls-crypt"), &other_key);
     let silent = AditClient::start(network.client(1), &wrong_key);
     wrong_key = wrong_key.replace("1194 udp", "1194 tcp-client");
+    let (cert, key) = stranger.issue("ann", "clientAuth", "P-256");
+    let unknown = AditClient::start(network.client(3), &server.profile_with(&cert, &key));
     let closed = AditClient::start(network.client(2), &wrong_key);
 
     let host = network.client(0);
     let wrong_ca = profile.replace(server.pki().ca().trim(), stranger.ca().trim());
     let wrong_name = format!("{profile}verify-x509-name friend name\n");
-    let (cert, key) = stranger.issue("ann", "clientAuth", "P-256");
     for (profile, expected) in [
-        (wrong_ca, "the server's certificate"),
+        (wrong_ca, "certificate not issued by the CA of this profile"),
         (wrong_name, "does not have the name that verify-x509-name asks for"),
-        (server.profile_with(&cert, &key), "certificate"),
     ] {
         let outcome = AditClient::run_to_end(host, &profile, &[]);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
@@ -473,6 +473,8 @@ fn whoever_does_not_fit_is_told_why_and_leaves_nothing_behind() {
     silent.wait_for_log("no answer for 10s", Duration::from_secs(20));
     let said = give_up(silent);
     assert!(said.contains("one that has not the profile's tls-auth or tls-crypt key"), "{said}");
+    unknown.wait_for_log("the server may not accept the profile's certificate", Duration::from_secs(20));
+    assert!(give_up(unknown).contains("no answer for 10s in the middle of the handshake"));
     closed.wait_for_log("Connection refused", SOON);
     give_up(closed);
     for (client, before) in before.iter().enumerate() {
@@ -529,8 +531,8 @@ fn what_cannot_work_is_said_in_one_line_before_anything_is_changed() {
         (profile(&key, "tls-auth ta.key 1\n"), "line 3: tls-auth: ".into()),
         (profile(&other_key, ""), "the profile's certificates: ".into()),
         (profile("nonsense\n", ""), "<key> of the profile: ".into()),
-        (good.replace(&cert, "nonsense\n"), "<cert> of the profile: ".into()),
-        (good.replace(&pki.ca(), "nonsense\n"), "<ca> of the profile: ".into()),
+        (good.replace(&cert, "nonsense\n"), "<cert> of the profile holds no certificate".into()),
+        (good.replace(&pki.ca(), "nonsense\n"), "<ca> of the profile holds no certificate".into()),
         (profile(&key, "auth-user-pass\n"), "there is no terminal to ask at".into()),
         (good.replace("<ca>", "<ca"), "line 3: ".into()),
     ] {

@@ -92,10 +92,13 @@ impl Attempt {
         self.up.is_none().then(|| self.driver.machine().last_received() + ANSWER)
     }
 
-    /// No control packet of the server's was ever accepted, in words; empty when one was.
+    /// What may be the reason that the server is silent.
     pub(crate) fn doubt(&self, protected: bool) -> &'static str {
         match (self.driver.machine().remote(), protected) {
-            (Some(_), _) => "",
+            // Stock servers say nothing to those they refuse.
+            (Some(_), _) => {
+                " in the middle of the handshake (the server may not accept the profile's certificate; its log tells)"
+            }
             (None, false) => " (a wrong port, a firewall on the way, or no server)",
             (None, true) => {
                 " (a wrong port, a firewall on the way, no server, or one that has not the profile's tls-auth or \

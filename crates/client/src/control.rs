@@ -245,7 +245,7 @@ impl<'a> Control<'a> {
             }
             EngineEvent::StreamClosed { handle, why } => {
                 if let Some(attempt) = self.attempt(handle) {
-                    let doubt = attempt.doubt(protected);
+                    let doubt = if attempt.up.is_some() { "" } else { attempt.doubt(protected) };
                     attempt.give_up(format!("the TCP connection broke: {why}{doubt}"), now);
                 }
             }
