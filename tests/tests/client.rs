@@ -73,7 +73,7 @@ fn run(network: &mut Network, case: &Case) {
     assert_eq!(connected["remote"], std::net::SocketAddr::new(address, OpenVpnServer::PORT).to_string());
     let log = &server.process();
     let initiated = log.wait_for("[ann] Peer Connection Initiated", SOON);
-    assert!(initiated.contains(&if case.ipv6 { "2001:db8:18::2" } else { "198.18.0.2" }), "{initiated}");
+    assert!(initiated.contains(if case.ipv6 { "2001:db8:18::2" } else { "198.18.0.2" }), "{initiated}");
     let control = log.wait_for("Control Channel: TLSv", SOON);
     assert!(control.contains(&format!("Control Channel: TLSv{}", case.tls)), "{control}");
     log.wait_for(&format!("Data Channel: cipher '{}'", case.cipher), SOON);
@@ -482,6 +482,34 @@ fn whoever_does_not_fit_is_told_why_and_leaves_nothing_behind() {
     }
     // And who fits gets in.
     AditClient::connect(host, &profile).stop();
+}
+
+#[test]
+fn two_clients_on_one_machine_have_a_tunnel_each() {
+    let network = Network::with_clients(1);
+    let host = network.client(0);
+    let before = Snapshot::take(host);
+    let mut gateway = Gateway::new(&network);
+    gateway.up();
+    let clients =
+        [("ann", "203.0.113.0/24"), ("bob", "2001:db8:113::/48,10.99.0.0/24")].map(|(user, split)| {
+            let profile = gateway.add_user(user, &[]);
+            AditClient::connect_with(host, &profile, &["--split", split])
+        });
+    assert_ne!(clients[0].connected()["interface"], clients[1].connected()["interface"]);
+    for (address, expected) in [
+        (network.outside_address(), network.exit_address()),
+        (network.outside_address6(), clients[1].inner6()),
+    ] {
+        let server = HttpServer::start(&network.outside, address);
+        http_get(host, server.address(), "/").expect("a page");
+        assert_eq!(server.visits()[0].from.ip(), expected);
+    }
+    let [first, second] = clients;
+    first.stop();
+    ping(host, network.outside_address6()).must_all_return();
+    second.stop();
+    must_be_as_before(&before, &network);
 }
 
 /// The content of a block of a profile.
