@@ -512,6 +512,33 @@ fn two_clients_on_one_machine_have_a_tunnel_each() {
     must_be_as_before(&before, &network);
 }
 
+#[test]
+fn a_client_that_is_bound_leaves_by_that_way_and_no_other() {
+    let network = Network::with_clients(1);
+    let host = network.client(0);
+    host.sysctl("net.ipv4.conf.away.rp_filter", "1");
+    host.ip(
+        "link set away up\naddress add 198.19.0.2/24 dev away\nroute add default via 198.19.0.1 metric 900",
+    );
+    let before = Snapshot::take(host);
+    let mut gateway = Gateway::new(&network);
+    gateway.up();
+    for (transport, bind, expected) in [
+        ("udp", "away", "198.19.0.2"),
+        ("tcp", "away", "198.19.0.2"),
+        ("udp", "198.18.0.2", "198.18.0.2"),
+        ("tcp", "198.18.0.2", "198.18.0.2"),
+    ] {
+        let user = format!("{transport}-{expected}").replace('.', "-");
+        let profile = gateway.add_user(&user, &["--transport", transport]);
+        let client = AditClient::connect_with(host, &profile, &["--full", "--bind", bind]);
+        assert_eq!(gateway.wait_for_session(&user, SOON)["remote_address"], expected);
+        ping(host, network.outside_address()).must_all_return();
+        client.stop();
+        must_be_as_before(&before, &network);
+    }
+}
+
 /// The content of a block of a profile.
 fn block(profile: &str, name: &str) -> String {
     let (_, rest) = profile.split_once(&format!("<{name}>\n")).expect("the block");
@@ -572,6 +599,10 @@ fn what_cannot_work_is_said_in_one_line_before_anything_is_changed() {
     std::fs::write(&file, &good).expect("a file");
     let said = refusal(&[], &["--transport", "tcp"]);
     assert!(said.contains("no remote of the profile is reached by tcp"), "{said}");
+    let said = refusal(&[], &["--bind", "192.0.2.77"]);
+    assert!(said.contains("192.0.2.77 is not an address of this machine"), "{said}");
+    let said = refusal(&[], &["--bind", "eth77"]);
+    assert!(said.contains("cannot connect by interface eth77: "), "{said}");
     let said = refusal(&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"], &[]);
     assert!(said.contains("run adit as root or with CAP_NET_ADMIN"), "{said}");
     let hidden = "mount -t tmpfs none /dev/net && exec \"$@\"";

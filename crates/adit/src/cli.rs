@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 
+use adit_client::Bind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -287,6 +289,11 @@ pub(crate) enum Ca {
     Status,
 }
 
+/// An address, or else the name of an interface.
+fn bind(text: &str) -> Result<Bind, Infallible> {
+    Ok(text.parse().map_or_else(|_| Bind::Interface(text.to_owned()), Bind::Address))
+}
+
 /// What carries the tunnel of `adit connect`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ConnectTransport {
@@ -315,6 +322,9 @@ pub(crate) struct Connect {
     /// Only those servers of the profile that are reached by this.
     #[arg(long, value_enum, default_value_t = ConnectTransport::Auto)]
     pub(crate) transport: ConnectTransport,
+    /// Reach the servers from this address of this machine, or by this interface.
+    #[arg(long, value_name = "ADDR|IFACE", value_parser = bind)]
+    pub(crate) bind: Option<Bind>,
     /// Print each change of state as a JSON object on a line; `--json` does the same.
     #[arg(long)]
     pub(crate) status_json: bool,

@@ -10,7 +10,7 @@ use crate::cli::{Connect, ConnectTransport};
 use crate::{output, terminal};
 
 /// Connects, and stays so until SIGINT, SIGTERM or SIGHUP.
-pub(crate) fn connect(options: Connect, json: bool) -> Result<(), String> {
+pub(crate) fn connect(options: &Connect, json: bool) -> Result<(), String> {
     let mut profile = profile::read(&options.profile).map_err(|fault| fault.to_string())?;
     choose(&mut profile, options.transport).map_err(|why| format!("{}: {why}", options.profile.display()))?;
     for note in profile::notes(&profile) {
@@ -25,13 +25,13 @@ pub(crate) fn connect(options: Connect, json: bool) -> Result<(), String> {
         tracing::warn!(%error, "cannot forbid core dumps");
     }
     let json = json || options.status_json;
-    let kill_switch = options.kill_switch;
+    let (kill_switch, bind) = (options.kill_switch, options.bind.clone());
     let mode = match options {
         Connect { full: true, .. } => Mode::Full,
-        Connect { split, .. } if !split.is_empty() => Mode::Split(split),
+        Connect { split, .. } if !split.is_empty() => Mode::Split(split.clone()),
         Connect { .. } => Mode::AsTold,
     };
-    let client = Client::new(profile, Options { mode, kill_switch }).map_err(|fault| match fault {
+    let client = Client::new(profile, Options { mode, kill_switch, bind }).map_err(|fault| match fault {
         ClientFault::Settings(fault) => format!("{}: {fault}", options.profile.display()),
         fault => fault.to_string(),
     })?;

@@ -1,5 +1,6 @@
 //! The client as the program sees it: made, run, told to stop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -24,6 +25,17 @@ pub struct Options {
     /// Nothing that belongs into the tunnel leaves past it: from the time when the servers' addresses are known until
     /// the client is stopped, even when the server refuses it; and after a crash until the next client.
     pub kill_switch: bool,
+    /// Where packets to the server leave from.
+    pub bind: Option<Bind>,
+}
+
+/// Where packets to the server leave from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bind {
+    /// An address of this machine; servers of the other IP version are not reached.
+    Address(IpAddr),
+    /// An interface.
+    Interface(String),
 }
 
 /// Messages that may wait for the control thread.
@@ -117,7 +129,7 @@ impl Client {
     pub fn new(profile: Profile, options: Options) -> Result<Self, ClientFault> {
         let (settings, wrap) = settings::read(&profile)?;
         privilege::check()?;
-        let (mut network, tun) = Network::open(&Place::find()?, profile.dev.as_deref(), options.kill_switch)?;
+        let (mut network, tun) = Network::open(&Place::find()?, profile.dev.as_deref(), &options)?;
         let (sender, inbox) = sync_channel(INBOX);
         let events = sender.clone();
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {

@@ -57,12 +57,13 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// What the machine is to look like.
-pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
+pub(crate) fn wanted(tunnel: Option<&Tunnel>, around: &Surroundings<'_>) -> HostState {
     let mut state = HostState::default();
     let interface = around.interface;
     for strict in around.strict {
         state.sysctls.push(Sysctl::new(&sysctl::of_interface(4, strict, "rp_filter"), "2"));
     }
+    let Some(tunnel) = tunnel else { return state };
     let inner6 = tunnel.inner6.filter(|_| around.ipv6);
     if around.ipv6 {
         // Without a link-local address the kernel does not chatter into the tunnel.
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_full_tunnel_is_two_rules_and_a_default_route_for_each_ip_version() {
-        let state = wanted(&tunnel(&["0.0.0.0/0"], &["::/0"]), &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel(&["0.0.0.0/0"], &["::/0"])), &around(&BTreeSet::new()));
         assert_eq!(
             lines(&state.rules),
             [
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn with_several_lengths_of_prefix_the_longest_is_asked_first() {
         let nets = ["10.0.0.0/8", "172.16.5.0/24", "172.16.6.0/24"];
-        let state = wanted(&tunnel(&nets, &[]), &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel(&nets, &[])), &around(&BTreeSet::new()));
         assert_eq!(
             lines(&state.rules),
             [
@@ -237,7 +238,7 @@ mod tests {
     fn the_kill_switch_leaves_a_refusal_behind_each_route_and_needs_no_tunnel() {
         let strict = BTreeSet::new();
         let around = Surroundings { kill_switch: true, ..around(&strict) };
-        let up = wanted(&tunnel(&["0.0.0.0/0"], &["::/0"]), &around);
+        let up = wanted(Some(&tunnel(&["0.0.0.0/0"], &["::/0"])), &around);
         assert_eq!(
             lines(&up.routes),
             [
@@ -246,7 +247,7 @@ mod tests {
                 "route unreachable ::/0 table 173007000",
             ]
         );
-        let shut = wanted(&Tunnel::shut(&crate::tunnel::Mode::AsTold), &around);
+        let shut = wanted(Some(&Tunnel::shut(&crate::tunnel::Mode::AsTold)), &around);
         assert_eq!(
             lines(&shut.routes),
             ["route unreachable 0.0.0.0/0 table 173007000", "route unreachable ::/0 table 173007000"]
@@ -254,14 +255,14 @@ mod tests {
         assert_eq!((&shut.rules, shut.addresses.len()), (&up.rules, 0));
         // So that the server's answers pass the reverse path filter.
         let around = Surroundings { server: Some("192.0.2.1".parse().unwrap()), ..around };
-        let tried = wanted(&Tunnel::shut(&crate::tunnel::Mode::AsTold), &around);
+        let tried = wanted(Some(&Tunnel::shut(&crate::tunnel::Mode::AsTold)), &around);
         assert_eq!(lines(&tried.routes), lines(&up.routes));
     }
 
     #[test]
     fn block_local_leaves_the_machines_own_routes_unasked() {
         let tunnel = Tunnel { block_local: true, ..tunnel(&["0.0.0.0/0"], &[]) };
-        let state = wanted(&tunnel, &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel), &around(&BTreeSet::new()));
         assert_eq!(lines(&state.rules), ["IPv4 rule 17301: not fwmark 0xad17 lookup 173007000"]);
     }
 
@@ -276,10 +277,10 @@ mod tests {
             source: None,
         };
         let strict = BTreeSet::new();
-        let state = wanted(&tunnel, &Surroundings { uplink: Some(&uplink), ..around(&strict) });
+        let state = wanted(Some(&tunnel), &Surroundings { uplink: Some(&uplink), ..around(&strict) });
         assert_eq!(state.routes[0].to_string(), "route 192.0.2.0/24 via 198.51.100.1 dev eth0 metric 173");
         assert_eq!(
-            wanted(&tunnel, &around(&strict)).routes.len(),
+            wanted(Some(&tunnel), &around(&strict)).routes.len(),
             1,
             "without an uplink there is no way outside"
         );
@@ -289,7 +290,8 @@ mod tests {
     fn a_machine_without_ipv6_gets_none() {
         let strict = set(&["eth0.7"]);
         let without = Surroundings { ipv6: false, ..around(&strict) };
-        let state = wanted(&tunnel(&["0.0.0.0/0", "2000::/3"], &["::/0"]), &without);
+        assert_eq!(lines(&wanted(None, &without).sysctls), ["sysctl net.ipv4.conf.eth0/7.rp_filter = 2"]);
+        let state = wanted(Some(&tunnel(&["0.0.0.0/0", "2000::/3"], &["::/0"])), &without);
         assert_eq!(lines(&state.sysctls), ["sysctl net.ipv4.conf.eth0/7.rp_filter = 2"]);
         assert_eq!(lines(&state.addresses), ["address 10.9.0.2/24 dev adit0"]);
         assert!(state.rules.iter().all(|rule| !rule.v6) && state.routes.len() == 1);

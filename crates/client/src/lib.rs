@@ -35,7 +35,7 @@ mod status;
 mod tunnel;
 mod verdict;
 
-pub use client::{Client, ClientFault, Options, Stopper};
+pub use client::{Bind, Client, ClientFault, Options, Stopper};
 pub use network::NetworkFault;
 pub use place::PlaceFault;
 pub use settings::SettingsFault;

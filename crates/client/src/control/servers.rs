@@ -9,7 +9,6 @@ use adit_tunnel::Entropy;
 use super::{Control, Message, Phase};
 use crate::attempt::{ANSWER, Attempt};
 use crate::client::ClientFault;
-use crate::host_state::MARK;
 use crate::remotes::{self, Answers, Candidate, Start};
 use crate::resolve::resolve;
 use crate::status::{State, Status};
@@ -77,8 +76,9 @@ impl Control<'_> {
     fn dial(&mut self, candidate: Candidate) -> Result<(), ClientFault> {
         self.dials += 1;
         let (dial, done) = (self.dials, self.parts.sender.clone());
+        let origin = self.parts.network.origin();
         let connect = move || {
-            let outcome = adit_host::tcp::connect(candidate.address, Some(MARK), ANSWER);
+            let outcome = adit_host::tcp::connect(candidate.address, &origin, ANSWER);
             // A client that has ended meanwhile does not need the connection any more.
             let _ = done.send(Message::Dialled(dial, outcome));
         };
