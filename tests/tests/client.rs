@@ -297,10 +297,16 @@ fn a_split_tunnel_takes_its_networks_and_leaves_the_others() {
     assert_eq!(gateway.wait_for_session("ann", SOON)["inner4"], client.inner4().to_string());
     client.stop();
 
-    // What the gateway says: everything.
+    // What the gateway says: everything. A gateway that ends and starts in order finds its clients again.
     let client = AditClient::connect(host, &profile);
-    assert_eq!(from(&servers[0]), network.exit_address());
-    assert_eq!(from(&servers[1]), client.inner6());
+    for _ in 0..2 {
+        assert_eq!(from(&servers[0]), network.exit_address());
+        assert_eq!(from(&servers[1]), client.inner6());
+        let mark = client.mark();
+        gateway.stop();
+        gateway.up();
+        client.wait_until_connected_since(mark, SOON);
+    }
     client.stop();
     must_be_as_before(&before, &network);
 }
@@ -364,6 +370,11 @@ fn a_user_who_is_removed_is_told_and_the_kill_switch_outlives_the_tunnel() {
     assert_eq!(client.process_mut().wait_for_end(SOON).code(), Some(1));
     must_be_as_before(&before, &network);
     ping(host, network.outside_address()).must_all_return();
+
+    let again = AditClient::run_to_end(host, &profile, &[]);
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.lines().last().is_some_and(|line| line.contains("AUTH_FAILED")), "{again:?}");
+    must_be_as_before(&before, &network);
 }
 
 #[test]
