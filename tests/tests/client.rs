@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_testbed::{
-    AditClient, Flow, Gateway, Host, HttpServer, Network, OpenVpnServer, Outcome, Pinger, Scale, Seen,
-    ServerWrap, Snapshot, TestPki, Wire, adit, eventually, http_get, ping, ping_with,
+    AditClient, Flow, Gateway, Host, HttpServer, Network, OpenVpnServer, Pinger, Scale, Seen, ServerWrap,
+    Snapshot, TestPki, Wire, adit, eventually, http_get, ping, ping_with,
 };
 use adit_tests::{CIPHERS, in_parallel};
 use rustix::process::Signal;
@@ -574,12 +574,12 @@ fn what_cannot_work_is_said_in_one_line_before_anything_is_changed() {
     let refusal = |prefix: &[&str], options: &[&str]| {
         let words = [prefix, &[adit().to_str().expect("UTF-8"), "connect"], options].concat();
         let output = host.output(Command::new(words[0]).args(&words[1..]).arg(&file));
-        let outcome = Outcome {
-            code: output.status.code(),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        };
-        outcome.refusal().to_owned()
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        // Notes about the profile may stand before it.
+        let said: Vec<&str> = err.lines().filter(|line| line.starts_with("adit: ")).collect();
+        assert!(said.len() == 1 && err.trim_end().ends_with(said[0]), "one line says it: {err}");
+        said[0].to_owned()
     };
     let path = file.display().to_string();
     let missing = refusal(&[], &[]);
