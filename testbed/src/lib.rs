@@ -1,7 +1,7 @@
 //! What every end-to-end test stands on: networks, the gateway, its peers, and eyes on the wire.
 //!
 //! A test draws its topology with [`Network`], runs the real `adit` program in it with [`Gateway`], lets stock
-//! clients ([`OpenVpnClient`]) and servers ([`OpenVpnServer`]) talk to it, sends traffic ([`ping`], [`Flow`],
+//! clients ([`OpenVpnClient`]) and servers ([`OpenVpnServer`]) talk to it and to adit's own client ([`AditClient`]), sends traffic ([`ping`], [`Flow`],
 //! [`HttpServer`], [`TcpFlow`], [`iperf3`]) and looks at it from outside: peers' own logs, access logs, the wire
 //! itself ([`Wire`]). Between client and gateway there may be a [`Proxy`] that loses, delays, reorders, repeats,
 //! records and injects.
@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod binary;
+mod client;
 mod flow;
 mod gateway;
 mod host;
@@ -48,6 +49,7 @@ mod wait;
 mod wire;
 
 pub use binary::adit;
+pub use client::AditClient;
 pub use flow::{Flow, FlowTally, Tally};
 pub use gateway::{Gateway, Outcome};
 pub use host::Host;

@@ -265,7 +265,9 @@ pub enum ServerWrap {
 /// A stock server, with a CA of its own.
 #[derive(Debug)]
 pub struct OpenVpnServer {
+    host: Arc<Host>,
     process: Process,
+    arguments: Vec<String>,
     dir: TempDir,
     pki: TestPki,
     wrap: ServerWrap,
@@ -303,36 +305,54 @@ impl OpenVpnServer {
             (true, false) => "tcp4-server",
             (true, true) => "tcp6-server",
         };
-        let mut command = Command::new(program());
-        command.current_dir(dir.path());
-        command.args(["--verb", "3", "--dev", "tun", "--proto", proto, "--local", &address.to_string()]);
-        command.args(["--port", &Self::PORT.to_string(), "--topology", "subnet"]);
-        command.args(["--server", "10.77.0.0", "255.255.255.0", "--server-ipv6", "fd77::/64"]);
-        command.args(["--ca", "ca.pem", "--cert", "server.pem", "--key", "server.key", "--dh", "none"]);
-        command.args(["--keepalive", "1", "4", "--remote-cert-tls", "client", "--tls-server"]);
+        let (address_text, port) = (address.to_string(), Self::PORT.to_string());
+        let mut arguments = vec!["--verb", "3", "--dev", "tun", "--proto", proto, "--local", &address_text];
+        arguments.extend(["--port", &port, "--topology", "subnet"]);
+        arguments.extend(["--server", "10.77.0.0", "255.255.255.0", "--server-ipv6", "fd77::/64"]);
+        arguments.extend(["--ca", "ca.pem", "--cert", "server.pem", "--key", "server.key", "--dh", "none"]);
+        arguments.extend(["--keepalive", "1", "4", "--remote-cert-tls", "client", "--tls-server"]);
         match wrap {
             ServerWrap::None => {}
             ServerWrap::TlsAuth(digest) => {
                 make_key(&dir, &["--genkey", "secret", "wrap.key"]);
-                command.args(["--tls-auth", "wrap.key", "0", "--auth", digest]);
+                arguments.extend(["--tls-auth", "wrap.key", "0", "--auth", digest]);
             }
             ServerWrap::TlsCrypt => {
                 make_key(&dir, &["--genkey", "secret", "wrap.key"]);
-                command.args(["--tls-crypt", "wrap.key"]);
+                arguments.extend(["--tls-crypt", "wrap.key"]);
             }
             ServerWrap::TlsCryptV2 => {
                 make_key(&dir, &["--genkey", "tls-crypt-v2-server", "wrap.key"]);
                 let client = ["--tls-crypt-v2", "wrap.key", "--genkey", "tls-crypt-v2-client", "client.key"];
                 make_key(&dir, &client);
-                command.args(["--tls-crypt-v2", "wrap.key"]);
+                arguments.extend(["--tls-crypt-v2", "wrap.key"]);
             }
         }
         if !tcp {
-            command.args(["--explicit-exit-notify", "1"]);
+            arguments.extend(["--explicit-exit-notify", "1"]);
         }
-        let process = host.spawn("the foreign server", command.args(options));
+        arguments.extend(options);
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        let process = Self::launch(host, &dir, &arguments);
+        Self { host: Arc::clone(host), process, arguments, dir, pki, wrap, address, tcp }
+    }
+
+    #[track_caller]
+    fn launch(host: &Arc<Host>, dir: &TempDir, arguments: &[String]) -> Process {
+        let mut command = Command::new(program());
+        let process = host.spawn("the foreign server", command.current_dir(dir.path()).args(arguments));
         process.wait_for(UP, CONNECT);
-        Self { process, dir, pki, wrap, address, tcp }
+        process
+    }
+
+    /// Kills it, so that nobody is told, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn kill_and_restart(&mut self) {
+        self.process.kill();
+        self.process = Self::launch(&self.host, &self.dir, &self.arguments);
     }
 
     /// A profile for a client of it, with a certificate in this name.

@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 
+use adit_client::Bind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -85,6 +87,7 @@ Example:
   adit connect ann.ovpn                           what the profile and the server say
   adit connect ann.ovpn --full                    everything through the tunnel
   adit connect ann.ovpn --split 10.0.0.0/8,fd00::/8
+  adit connect ann.ovpn --full --kill-switch      and nothing past it, come what may
   adit connect ann.ovpn --status-json             each change of state as a line of JSON")]
     Connect(Connect),
     /// Print a completion script.
@@ -286,6 +289,22 @@ pub(crate) enum Ca {
     Status,
 }
 
+/// An address, or else the name of an interface.
+fn bind(text: &str) -> Result<Bind, Infallible> {
+    Ok(text.parse().map_or_else(|_| Bind::Interface(text.to_owned()), Bind::Address))
+}
+
+/// What carries the tunnel of `adit connect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConnectTransport {
+    /// Whatever the profile has, in its order.
+    Auto,
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
 /// `adit connect`
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
@@ -297,7 +316,16 @@ pub(crate) struct Connect {
     /// Send everything through the tunnel.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Print each change of state as a JSON object on a line.
+    /// Let nothing past the tunnel, even while it is being connected or after the server has refused it.
+    #[arg(long)]
+    pub(crate) kill_switch: bool,
+    /// Only those servers of the profile that are reached by this.
+    #[arg(long, value_enum, default_value_t = ConnectTransport::Auto)]
+    pub(crate) transport: ConnectTransport,
+    /// Reach the servers from this address of this machine, or by this interface.
+    #[arg(long, value_name = "ADDR|IFACE", value_parser = bind)]
+    pub(crate) bind: Option<Bind>,
+    /// Print each change of state as a JSON object on a line; `--json` does the same.
     #[arg(long)]
     pub(crate) status_json: bool,
 }

@@ -64,7 +64,7 @@ fn run(cli: Cli) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo => demo::run(cli.json).map(|()| ExitCode::SUCCESS),
-        Command::Connect(options) => connect::connect(options).map(|()| ExitCode::SUCCESS),
+        Command::Connect(options) => connect::connect(&options, cli.json).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "adit", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

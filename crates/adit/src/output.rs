@@ -19,10 +19,15 @@ pub(crate) fn json(value: &impl Serialize) {
     print(&format!("{text}\n"));
 }
 
-/// Writes one JSON object on one line.
-pub(crate) fn json_line(value: &impl Serialize) {
-    let text = serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
-    print(&format!("{text}\n"));
+/// Writes a line for whoever reads it; a program that has more to do than to be read goes on when nobody does.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+}
+
+/// One JSON object on one line.
+pub(crate) fn json_line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
 }
 
 /// Writes rows in columns under a heading; says so when there are none.

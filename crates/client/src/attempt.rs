@@ -92,6 +92,21 @@ impl Attempt {
         self.up.is_none().then(|| self.driver.machine().last_received() + ANSWER)
     }
 
+    /// What may be the reason that the server is silent.
+    pub(crate) fn doubt(&self, protected: bool) -> &'static str {
+        match (self.driver.machine().remote(), protected) {
+            // Stock servers say nothing to those they refuse.
+            (Some(_), _) => {
+                " in the middle of the handshake (the server may not accept the profile's certificate; its log tells)"
+            }
+            (None, false) => " (a wrong port, a firewall on the way, or no server)",
+            (None, true) => {
+                " (a wrong port, a firewall on the way, no server, or one that has not the profile's tls-auth or \
+                 tls-crypt key)"
+            }
+        }
+    }
+
     /// Ends it from this side without a word; the reason is for people.
     pub(crate) fn give_up(&mut self, why: impl Into<String>, now: Instant) {
         self.gave_up.get_or_insert(why.into());

@@ -1,5 +1,6 @@
 //! The client as the program sees it: made, run, told to stop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -15,6 +16,27 @@ use crate::place::{Place, PlaceFault};
 use crate::settings::{self, SettingsFault};
 use crate::status::Status;
 use crate::tunnel::{MAX_MTU, Mode};
+
+/// What the user wants besides the profile.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What goes through the tunnel.
+    pub mode: Mode,
+    /// Nothing that belongs into the tunnel leaves past it: from the time when the servers' addresses are known until
+    /// the client is stopped, even when the server refuses it; and after a crash until the next client.
+    pub kill_switch: bool,
+    /// Where packets to the server leave from.
+    pub bind: Option<Bind>,
+}
+
+/// Where packets to the server leave from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bind {
+    /// An address of this machine; servers of the other IP version are not reached.
+    Address(IpAddr),
+    /// An interface.
+    Interface(String),
+}
 
 /// Messages that may wait for the control thread.
 const INBOX: usize = 1024;
@@ -37,6 +59,12 @@ pub enum ClientFault {
     /// The server does not want this client.
     #[error("{0}")]
     Refused(String),
+    /// No server was reached that accepts this client and that this client accepts; trying again would not help.
+    #[error("no server is as the profile says: {0}")]
+    Unacceptable(String),
+    /// It was stopped before it was ever connected.
+    #[error("stopped before it was connected{}", .0.as_ref().map(|why| format!("; at last: {why}")).unwrap_or_default())]
+    NeverConnected(Option<String>),
     /// Somebody has removed the tun interface.
     #[error("the interface {interface} is gone: {why}")]
     InterfaceGone {
@@ -98,10 +126,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientFault`], worded for the user; nothing is left changed then.
-    pub fn new(profile: Profile, mode: Mode) -> Result<Self, ClientFault> {
+    pub fn new(profile: Profile, options: Options) -> Result<Self, ClientFault> {
         let (settings, wrap) = settings::read(&profile)?;
         privilege::check()?;
-        let (mut network, tun) = Network::open(&Place::find()?, profile.dev.as_deref())?;
+        let (mut network, tun) = Network::open(&Place::find()?, profile.dev.as_deref(), &options)?;
         let (sender, inbox) = sync_channel(INBOX);
         let events = sender.clone();
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {
@@ -114,7 +142,7 @@ impl Client {
         })?);
         let means = Means { engine: Arc::clone(&engine), settings: Arc::new(settings), wrap };
         let packets = PacketLoop(engine);
-        Ok(Self { parts: Parts { profile, mode, means, network, packets, sender, inbox } })
+        Ok(Self { parts: Parts { profile, options, means, network, packets, sender, inbox } })
     }
 
     /// Name of the tun interface.

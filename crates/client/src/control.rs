@@ -13,17 +13,16 @@ use std::time::{Duration, Instant};
 use adit_engine::{Clocks, Command, Engine, Event as EngineEvent, Handle, OsEntropy, Sources};
 use adit_openvpn::data::Channel;
 use adit_openvpn::machine::{Agreement, Ended, Event, Farewell};
-use adit_openvpn::profile::Profile;
+use adit_openvpn::profile::{Profile, ProfileWrap};
 use adit_openvpn::push::PushReply;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::attempt::{ANSWER, Attempt, Means};
 use crate::backoff::Backoff;
-use crate::client::{ClientFault, PacketLoop};
+use crate::client::{ClientFault, Options, PacketLoop};
 use crate::network::Network;
 use crate::remotes::{self, Answers, Candidate, Rotation};
 use crate::status::{State, Status};
-use crate::tunnel::{Mode, Tunnel};
+use crate::tunnel::Tunnel;
 use crate::verdict::{self, Next, Wait};
 
 /// How long the server has to take note of a farewell.
@@ -47,7 +46,7 @@ pub(crate) enum Message {
 /// What the thread is made of.
 pub(crate) struct Parts {
     pub(crate) profile: Profile,
-    pub(crate) mode: Mode,
+    pub(crate) options: Options,
     pub(crate) means: Means,
     pub(crate) network: Network,
     pub(crate) packets: PacketLoop,
@@ -85,6 +84,8 @@ pub(crate) struct Control<'a> {
     dials: u64,
     /// There was a session.
     was_up: bool,
+    /// All attempts of this round failed for reasons that waiting does not mend.
+    hopeless: bool,
     /// What went wrong last.
     why: Option<String>,
     /// What was reported last.
@@ -106,6 +107,7 @@ impl<'a> Control<'a> {
             resolving: false,
             dials: 0,
             was_up: false,
+            hopeless: true,
             why: None,
             told: None,
         }
@@ -119,6 +121,11 @@ impl<'a> Control<'a> {
             attempt.driver.close(&Farewell::Exit, Instant::now());
             attempt.driver.transmit(&self.parts.means.engine, Instant::now());
         }
+        let outcome = match outcome {
+            Ok(()) if !self.was_up => Err(ClientFault::NeverConnected(self.why.take())),
+            Err(fault) if self.parts.options.kill_switch => self.hold(fault),
+            outcome => outcome,
+        };
         let undone = self.parts.network.undo();
         let why = outcome.as_ref().err().map(ToString::to_string);
         (self.report)(&Status { state: State::Disconnected, why, ..Status::default() });
@@ -132,6 +139,22 @@ impl<'a> Control<'a> {
                 outcome
             }
         }
+    }
+
+    /// Keeps the kill switch on until told to stop, though it is over.
+    fn hold(&mut self, fault: ClientFault) -> Result<(), ClientFault> {
+        match self.parts.network.shut(&self.parts.options.mode) {
+            Ok(()) => {
+                self.tell(Status {
+                    state: State::Blocked,
+                    why: Some(fault.to_string()),
+                    ..Status::default()
+                });
+                while !matches!(self.parts.inbox.recv(), Ok(Message::Stop) | Err(_)) {}
+            }
+            Err(error) => tracing::error!("the kill switch cannot be held: {error}"),
+        }
+        Err(fault)
     }
 
     fn work(&mut self) -> Result<(), ClientFault> {
@@ -158,6 +181,11 @@ impl<'a> Control<'a> {
         Arc::clone(&self.parts.means.engine)
     }
 
+    /// Control packets have a key of their own.
+    fn is_protected(&self) -> bool {
+        self.parts.profile.wrap != ProfileWrap::None
+    }
+
     fn due(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting(until) => Some(*until),
@@ -170,12 +198,16 @@ impl<'a> Control<'a> {
     }
 
     fn timeout(&mut self, now: Instant) -> Result<(), ClientFault> {
+        let protected = self.is_protected();
         match &mut self.phase {
             Phase::Waiting(_) => return self.try_next(now),
-            Phase::Talking(attempt) if attempt.is_unanswered(now) => {
-                attempt.give_up(format!("no answer for {ANSWER:?}"), now);
+            Phase::Talking(attempt) => {
+                attempt.driver.timeout(&self.clocks, now);
+                if attempt.is_unanswered(now) {
+                    let doubt = attempt.doubt(protected);
+                    attempt.give_up(format!("no answer for {ANSWER:?}{doubt}"), now);
+                }
             }
-            Phase::Talking(attempt) => attempt.driver.timeout(&self.clocks, now),
             Phase::Leaving(_, deadline) if now >= *deadline => self.phase = Phase::Over,
             Phase::Leaving(attempt, _) => attempt.driver.timeout(&self.clocks, now),
             Phase::Resolving | Phase::Dialling(..) | Phase::Over => {}
@@ -193,7 +225,7 @@ impl<'a> Control<'a> {
     }
 
     fn engine_event(&mut self, event: EngineEvent, now: Instant) -> Result<(), ClientFault> {
-        let engine = self.engine();
+        let (engine, protected) = (self.engine(), self.is_protected());
         match event {
             EngineEvent::Control { handle, packet, .. } => {
                 if let Some(attempt) = self.attempt(handle) {
@@ -213,7 +245,8 @@ impl<'a> Control<'a> {
             }
             EngineEvent::StreamClosed { handle, why } => {
                 if let Some(attempt) = self.attempt(handle) {
-                    attempt.give_up(format!("the TCP connection broke: {why}"), now);
+                    let doubt = if attempt.up.is_some() { "" } else { attempt.doubt(protected) };
+                    attempt.give_up(format!("the TCP connection broke: {why}{doubt}"), now);
                 }
             }
             EngineEvent::TunGone(why) => {
@@ -261,7 +294,7 @@ impl<'a> Control<'a> {
         for option in &reply.malformed {
             tracing::warn!("the server pushes \"{option}\", which makes no sense and has no effect");
         }
-        let tunnel = Tunnel::new(&self.parts.profile, reply, &self.parts.mode);
+        let tunnel = Tunnel::new(&self.parts.profile, reply, &self.parts.options.mode);
         let Some(attempt) = self.current() else { return };
         match tunnel {
             Ok(tunnel) => attempt.tunnel = Some(tunnel),
@@ -279,18 +312,18 @@ impl<'a> Control<'a> {
         let engine = self.engine();
         let Some(attempt) = self.current() else { return Ok(()) };
         let Some(tunnel) = attempt.tunnel.take() else { return Ok(()) };
-        // Whatever the server forwards may come from anywhere.
-        let anywhere = vec![IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-        attempt.driver.attach(&engine, channel, &agreement, Sources::new(anywhere));
+        attempt.driver.attach(&engine, channel, &agreement, Sources::new(tunnel.carries()));
         attempt.up = Some(now);
         let status = Status {
             inner4: tunnel.inner4.map(|net| net.addr()),
             inner6: tunnel.inner6.map(|net| net.addr()),
             cipher: Some(agreement.cipher.name()),
+            resolvers: tunnel.resolvers.clone(),
+            domains: tunnel.domains.clone(),
             ..attempt.status(State::Connected)
         };
         let server = attempt.driver.path().remote().ip();
-        tracing::info!(server = %attempt.candidate, %tunnel, cipher = agreement.cipher.name(), "connected");
+        tracing::info!(%tunnel, "connected");
         tell_resolvers(&tunnel);
         self.parts.network.set_up(tunnel, server)?;
         self.was_up = true;
@@ -314,7 +347,8 @@ impl<'a> Control<'a> {
         if leaving {
             return Ok(());
         }
-        let why = attempt.gave_up.take().unwrap_or_else(|| verdict::reason(ended));
+        let own = attempt.gave_up.take().filter(|_| *ended == Ended::Local);
+        let why = own.unwrap_or_else(|| verdict::reason(ended));
         self.why = Some(why.clone());
         if attempt.up.is_some() {
             tracing::warn!(server = %attempt.candidate, "connection lost: {why}");
@@ -324,9 +358,13 @@ impl<'a> Control<'a> {
         }
         match verdict::after(ended, attempt.up.is_some()) {
             Next::GiveUp(words) => Err(ClientFault::Refused(words)),
-            Next::GoOn => self.try_next(now),
+            Next::GoOn => {
+                self.hopeless &= verdict::is_lasting(ended);
+                self.try_next(now)
+            }
             Next::Again(start, wait) => {
                 self.rotation.restart(start);
+                self.hopeless = false;
                 let lived = attempt.up.is_some_and(|since| now >= since + LIVED);
                 if lived {
                     self.backoff.reset();

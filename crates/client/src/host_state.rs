@@ -34,6 +34,9 @@ const TABLES: u32 = 173_000_000;
 /// Metric of routes around the tunnel, so that they are nobody else's.
 const OUTSIDE_METRIC: u32 = 173;
 
+/// Metric of routes that count when the tunnel's own are gone.
+const LAST_METRIC: u32 = 1 << 30;
+
 /// What else decides about the state.
 #[derive(Debug)]
 pub(crate) struct Surroundings<'a> {
@@ -43,19 +46,24 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) index: u32,
     /// This machine speaks IPv6.
     pub(crate) ipv6: bool,
+    /// The server that is tried or connected.
+    pub(crate) server: Option<IpAddr>,
     /// How what stays outside leaves.
     pub(crate) uplink: Option<&'a RouteTo>,
     /// Interfaces whose reverse path filter would drop the servers' answers.
     pub(crate) strict: &'a BTreeSet<String>,
+    /// What belongs into the tunnel is refused when the interface is gone, even after a crash.
+    pub(crate) kill_switch: bool,
 }
 
 /// What the machine is to look like.
-pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
+pub(crate) fn wanted(tunnel: Option<&Tunnel>, around: &Surroundings<'_>) -> HostState {
     let mut state = HostState::default();
     let interface = around.interface;
     for strict in around.strict {
         state.sysctls.push(Sysctl::new(&sysctl::of_interface(4, strict, "rp_filter"), "2"));
     }
+    let Some(tunnel) = tunnel else { return state };
     let inner6 = tunnel.inner6.filter(|_| around.ipv6);
     if around.ipv6 {
         // Without a link-local address the kernel does not chatter into the tunnel.
@@ -76,13 +84,21 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
         .addresses
         .extend(addresses.map(|address| InterfaceAddress { interface: interface.to_owned(), address }));
     state.routes.extend(outside(tunnel, around.uplink));
-    for (v6, networks) in by_length(tunnel, around.ipv6) {
+    for (v6, networks) in by_length(tunnel, around) {
         for (turn, (&length, networks)) in (0..).zip(networks.iter().rev()) {
             let table = TABLES + around.index % 100_000 * 1000 + u32::from(length);
             state.routes.extend(networks.iter().map(|(network, kind)| Route {
                 table,
                 interface: (*kind == RouteKind::Unicast).then(|| interface.to_owned()),
                 ..Route::new(*network, *kind)
+            }));
+            // The interface takes its routes along when it goes; these stay.
+            let passing =
+                networks.iter().filter(|(_, kind)| around.kill_switch && *kind == RouteKind::Unicast);
+            state.routes.extend(passing.map(|(network, _)| Route {
+                table,
+                metric: Some(LAST_METRIC),
+                ..Route::new(*network, RouteKind::Unreachable)
             }));
             let own = Rule {
                 suppress_prefix_length: Some(length),
@@ -102,13 +118,22 @@ pub(crate) fn wanted(tunnel: &Tunnel, around: &Surroundings<'_>) -> HostState {
 type Networks = BTreeMap<u8, Vec<(IpNet, RouteKind)>>;
 
 /// The tunnel's networks by IP version and length of prefix.
-fn by_length(tunnel: &Tunnel, ipv6: bool) -> BTreeMap<bool, Networks> {
+///
+/// Where the kernel refuses what goes to the server it also refuses what comes from there, if it has any reverse path
+/// filter for IPv4. So a refused network with the server in it is led into the tunnel, which carries nothing of an IP
+/// version it has no address of.
+fn by_length(tunnel: &Tunnel, around: &Surroundings<'_>) -> BTreeMap<bool, Networks> {
     let inside = tunnel.inside.iter().map(|network| (*network, RouteKind::Unicast));
-    let refused = tunnel.refused.iter().map(|network| (*network, RouteKind::Unreachable));
+    let has_server =
+        |network: &IpNet| around.server.is_some_and(|server| server.is_ipv4() && network.contains(&server));
+    let refused = tunnel.refused.iter().map(|network| match has_server(network) {
+        true => (*network, RouteKind::Unicast),
+        false => (*network, RouteKind::Unreachable),
+    });
     let mut all: BTreeMap<bool, Networks> = BTreeMap::new();
     for (network, kind) in inside.chain(refused) {
         let v6 = network.addr().is_ipv6();
-        if ipv6 || !v6 {
+        if around.ipv6 || !v6 {
             all.entry(v6).or_default().entry(network.prefix_len()).or_default().push((network, kind));
         }
     }
@@ -148,7 +173,15 @@ mod tests {
     }
 
     fn around(strict: &BTreeSet<String>) -> Surroundings<'_> {
-        Surroundings { interface: "adit0", index: 7, ipv6: true, uplink: None, strict }
+        Surroundings {
+            interface: "adit0",
+            index: 7,
+            ipv6: true,
+            server: None,
+            uplink: None,
+            strict,
+            kill_switch: false,
+        }
     }
 
     fn lines<T: ToString>(items: &[T]) -> Vec<String> {
@@ -157,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_full_tunnel_is_two_rules_and_a_default_route_for_each_ip_version() {
-        let state = wanted(&tunnel(&["0.0.0.0/0"], &["::/0"]), &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel(&["0.0.0.0/0"], &["::/0"])), &around(&BTreeSet::new()));
         assert_eq!(
             lines(&state.rules),
             [
@@ -181,7 +214,7 @@ mod tests {
     #[test]
     fn with_several_lengths_of_prefix_the_longest_is_asked_first() {
         let nets = ["10.0.0.0/8", "172.16.5.0/24", "172.16.6.0/24"];
-        let state = wanted(&tunnel(&nets, &[]), &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel(&nets, &[])), &around(&BTreeSet::new()));
         assert_eq!(
             lines(&state.rules),
             [
@@ -202,9 +235,34 @@ mod tests {
     }
 
     #[test]
+    fn the_kill_switch_leaves_a_refusal_behind_each_route_and_needs_no_tunnel() {
+        let strict = BTreeSet::new();
+        let around = Surroundings { kill_switch: true, ..around(&strict) };
+        let up = wanted(Some(&tunnel(&["0.0.0.0/0"], &["::/0"])), &around);
+        assert_eq!(
+            lines(&up.routes),
+            [
+                "route 0.0.0.0/0 dev adit0 table 173007000",
+                "route unreachable 0.0.0.0/0 table 173007000 metric 1073741824",
+                "route unreachable ::/0 table 173007000",
+            ]
+        );
+        let shut = wanted(Some(&Tunnel::shut(&crate::tunnel::Mode::AsTold)), &around);
+        assert_eq!(
+            lines(&shut.routes),
+            ["route unreachable 0.0.0.0/0 table 173007000", "route unreachable ::/0 table 173007000"]
+        );
+        assert_eq!((&shut.rules, shut.addresses.len()), (&up.rules, 0));
+        // So that the server's answers pass the reverse path filter.
+        let around = Surroundings { server: Some("192.0.2.1".parse().unwrap()), ..around };
+        let tried = wanted(Some(&Tunnel::shut(&crate::tunnel::Mode::AsTold)), &around);
+        assert_eq!(lines(&tried.routes), lines(&up.routes));
+    }
+
+    #[test]
     fn block_local_leaves_the_machines_own_routes_unasked() {
         let tunnel = Tunnel { block_local: true, ..tunnel(&["0.0.0.0/0"], &[]) };
-        let state = wanted(&tunnel, &around(&BTreeSet::new()));
+        let state = wanted(Some(&tunnel), &around(&BTreeSet::new()));
         assert_eq!(lines(&state.rules), ["IPv4 rule 17301: not fwmark 0xad17 lookup 173007000"]);
     }
 
@@ -219,10 +277,10 @@ mod tests {
             source: None,
         };
         let strict = BTreeSet::new();
-        let state = wanted(&tunnel, &Surroundings { uplink: Some(&uplink), ..around(&strict) });
+        let state = wanted(Some(&tunnel), &Surroundings { uplink: Some(&uplink), ..around(&strict) });
         assert_eq!(state.routes[0].to_string(), "route 192.0.2.0/24 via 198.51.100.1 dev eth0 metric 173");
         assert_eq!(
-            wanted(&tunnel, &around(&strict)).routes.len(),
+            wanted(Some(&tunnel), &around(&strict)).routes.len(),
             1,
             "without an uplink there is no way outside"
         );
@@ -232,7 +290,8 @@ mod tests {
     fn a_machine_without_ipv6_gets_none() {
         let strict = set(&["eth0.7"]);
         let without = Surroundings { ipv6: false, ..around(&strict) };
-        let state = wanted(&tunnel(&["0.0.0.0/0", "2000::/3"], &["::/0"]), &without);
+        assert_eq!(lines(&wanted(None, &without).sysctls), ["sysctl net.ipv4.conf.eth0/7.rp_filter = 2"]);
+        let state = wanted(Some(&tunnel(&["0.0.0.0/0", "2000::/3"], &["::/0"])), &without);
         assert_eq!(lines(&state.sysctls), ["sysctl net.ipv4.conf.eth0/7.rp_filter = 2"]);
         assert_eq!(lines(&state.addresses), ["address 10.9.0.2/24 dev adit0"]);
         assert!(state.rules.iter().all(|rule| !rule.v6) && state.routes.len() == 1);

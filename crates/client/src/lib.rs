@@ -4,10 +4,10 @@
 //! [`Client::run`] connects and stays connected until [`Stopper::stop`]:
 //!
 //! ```no_run
-//! use adit_client::{Client, Mode};
+//! use adit_client::{Client, Options};
 //!
 //! let profile = adit_client::profile::read("ann.ovpn".as_ref())?;
-//! let client = Client::new(profile, Mode::AsTold)?;
+//! let client = Client::new(profile, Options::default())?;
 //! let stopper = client.stopper();
 //! std::thread::spawn(move || { /* wait for a signal */ stopper.stop() });
 //! client.run(&mut |status| println!("{status:?}"))?;
@@ -35,7 +35,7 @@ mod status;
 mod tunnel;
 mod verdict;
 
-pub use client::{Client, ClientFault, Stopper};
+pub use client::{Bind, Client, ClientFault, Options, Stopper};
 pub use network::NetworkFault;
 pub use place::PlaceFault;
 pub use settings::SettingsFault;

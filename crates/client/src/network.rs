@@ -1,6 +1,7 @@
 //! This machine's side of the tunnel: the interface, and the machine as the tunnel wants it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
@@ -8,12 +9,14 @@ use adit_host::lock::LockFile;
 use adit_host::netlink::{Netlink, NetlinkFault, RouteTo};
 use adit_host::plumbing::{HostState, InProcess, Plumbing, PlumbingFault, Recovery};
 use adit_host::sysctl::{self, RpFilter, SysctlFault, rp_filter_effective};
+use adit_host::tcp::{Origin, set_interface};
 use adit_host::tun::{Tun, TunOptions};
 use adit_host::udp::{PathMtu, UdpOptions, UdpSocket};
 
+use crate::client::{Bind, Options};
 use crate::host_state::{self, MARK, Surroundings};
 use crate::place::{Place, PlaceFault};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Mode, Tunnel};
 
 /// The interface's name, unless the profile has one; the kernel fills in the first number that is free.
 const INTERFACE: &str = "adit%d";
@@ -29,6 +32,14 @@ pub enum NetworkFault {
     /// The machine does not do what it is asked to.
     #[error(transparent)]
     Plumbing(#[from] PlumbingFault),
+    /// The interface to leave by.
+    #[error("cannot connect by interface {interface}: {source}")]
+    Interface {
+        /// Its name.
+        interface: String,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Routes cannot be asked for.
     #[error(transparent)]
     Netlink(#[from] NetlinkFault),
@@ -42,14 +53,21 @@ pub(crate) struct Network {
     tunnel: Option<Tunnel>,
     applied: HostState,
     strict: BTreeSet<String>,
+    server: Option<IpAddr>,
     uplink: Option<RouteTo>,
     no_sysctls: bool,
+    kill_switch: bool,
+    bind: Option<Bind>,
     _lock: LockFile,
 }
 
 impl Network {
     /// Cleans up after clients that crashed and opens the interface, `name` if given. Nothing else is changed yet.
-    pub(crate) fn open(place: &Place, name: Option<&str>) -> Result<(Self, Tun), NetworkFault> {
+    pub(crate) fn open(
+        place: &Place,
+        name: Option<&str>,
+        options: &Options,
+    ) -> Result<(Self, Tun), NetworkFault> {
         place.clean_up();
         let tun = Tun::open(&TunOptions::new(name.unwrap_or(INTERFACE))).map_err(PlumbingFault::from)?;
         let interface = tun.name().to_owned();
@@ -65,8 +83,11 @@ impl Network {
             tunnel: None,
             applied: HostState::default(),
             strict: BTreeSet::new(),
+            server: None,
             uplink: None,
             no_sysctls: false,
+            kill_switch: options.kill_switch,
+            bind: options.bind.clone(),
             _lock: lock,
         };
         Ok((network, tun))
@@ -85,13 +106,49 @@ impl Network {
             mark: Some(MARK),
             ..UdpOptions::default()
         };
-        let mut sockets =
-            vec![self.plumbing.bind_udp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), &options)?];
+        let mut own: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
         if has_ipv6() {
-            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-            sockets.push(self.plumbing.bind_udp(any, &options)?);
+            own.push(Ipv6Addr::UNSPECIFIED.into());
+        }
+        if let Some(Bind::Address(address)) = self.bind {
+            own.iter_mut().filter(|own| own.is_ipv4() == address.is_ipv4()).for_each(|own| *own = address);
+        }
+        let mut sockets = Vec::new();
+        for address in own {
+            let socket = self.plumbing.bind_udp(SocketAddr::new(address, 0), &options)?;
+            if let Some(Bind::Interface(interface)) = &self.bind {
+                set_interface(&socket, interface).map_err(|source| bad_interface(interface, source))?;
+            }
+            sockets.push(socket);
         }
         Ok(sockets)
+    }
+
+    /// Where TCP connections leave from.
+    pub(crate) fn origin(&self) -> Origin {
+        let mut origin = Origin { mark: Some(MARK), ..Origin::default() };
+        match self.bind.clone() {
+            Some(Bind::Address(address)) => origin.address = Some(address),
+            Some(Bind::Interface(interface)) => origin.interface = Some(interface),
+            None => {}
+        }
+        origin
+    }
+
+    /// How packets to the server leave; `None` when they do not.
+    fn way_to(&self, server: IpAddr) -> Result<Option<RouteTo>, NetworkFault> {
+        let mut netlink = Netlink::open()?;
+        let interface = match &self.bind {
+            Some(Bind::Address(address)) if address.is_ipv4() != server.is_ipv4() => return Ok(None),
+            Some(Bind::Interface(interface)) => match netlink.link_index(interface) {
+                Ok(index) => Some(index),
+                // It may come back.
+                Err(fault) if fault.is_missing() => return Ok(None),
+                Err(fault) => return Err(fault.into()),
+            },
+            _ => None,
+        };
+        Ok(netlink.route_by(server, MARK, interface)?)
     }
 
     /// Sees to it that `server` is reached outside the tunnel and its answers arrive; false when no route leads
@@ -100,10 +157,14 @@ impl Network {
         if server.is_ipv6() && !has_ipv6() {
             return Ok(false);
         }
-        let Some(uplink) = Netlink::open()?.route_to(server, MARK)? else { return Ok(false) };
-        if server.is_ipv4() && self.uplink.as_ref() != Some(&uplink) {
+        let Some(uplink) = self.way_to(server)? else { return Ok(false) };
+        let before = (self.server, self.uplink.clone());
+        self.server = Some(server);
+        if server.is_ipv4() {
             self.uplink = Some(uplink);
-            // What stays outside leaves by another way now.
+        }
+        if before != (self.server, self.uplink.clone()) {
+            // What stays outside may leave by another way now.
             self.apply()?;
         }
         self.let_answers_in(server)?;
@@ -117,6 +178,15 @@ impl Network {
         self.let_answers_in(server)
     }
 
+    /// With a kill switch: lets nothing pass that may belong into the tunnel, which is not there.
+    pub(crate) fn shut(&mut self, mode: &Mode) -> Result<(), NetworkFault> {
+        if self.kill_switch {
+            self.tunnel = Some(Tunnel::shut(mode));
+            self.apply()?;
+        }
+        Ok(())
+    }
+
     /// Puts everything back.
     pub(crate) fn undo(&mut self) -> Result<(), PlumbingFault> {
         self.tunnel = None;
@@ -126,15 +196,11 @@ impl Network {
     /// A strict reverse path filter asks where an answer to the server would go, finds that to be the tunnel, and
     /// silently drops what the server sends. On the interface that leads to the server it has to be loose then; the
     /// kernel takes the larger of that value and the one for all interfaces. The same goes for the tunnel's own
-    /// interface, for programs that choose it by themselves.
+    /// interface, for programs that choose it by themselves, and for an interface that this client is bound to.
     fn let_answers_in(&mut self, server: IpAddr) -> Result<(), NetworkFault> {
-        if self.tunnel.is_none() {
-            return Ok(());
-        }
         let mut concerned = vec![self.interface.clone()];
         if server.is_ipv4() {
-            let mut netlink = Netlink::open()?;
-            let (there, back) = (netlink.route_to(server, MARK)?, netlink.route_to(server, 0)?);
+            let (there, back) = (self.way_to(server)?, Netlink::open()?.route_to(server, 0)?);
             let differs = there.as_ref().map(|to| to.interface_index) != back.map(|to| to.interface_index);
             concerned.extend(there.filter(|_| differs).map(|to| to.interface));
         }
@@ -145,17 +211,18 @@ impl Network {
     }
 
     fn apply(&mut self) -> Result<(), NetworkFault> {
-        let Some(tunnel) = &self.tunnel else { return Ok(()) };
         // Interfaces come and go.
         self.strict.retain(|interface| rp_filter_effective(interface).is_ok());
         let mut wanted = host_state::wanted(
-            tunnel,
+            self.tunnel.as_ref(),
             &Surroundings {
                 interface: &self.interface,
                 index: self.index,
                 ipv6: has_ipv6(),
+                server: self.server,
                 uplink: self.uplink.as_ref(),
                 strict: &self.strict,
+                kill_switch: self.kill_switch,
             },
         );
         if self.no_sysctls {
@@ -194,6 +261,10 @@ impl Network {
         }
         tracing::warn!("going on without kernel parameters: {fault}");
     }
+}
+
+fn bad_interface(interface: &str, source: io::Error) -> NetworkFault {
+    NetworkFault::Interface { interface: interface.to_owned(), source }
 }
 
 /// Whether this machine speaks IPv6 at all.

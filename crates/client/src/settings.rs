@@ -19,6 +19,9 @@ pub enum SettingsFault {
     /// `ca` or `cert`.
     #[error("<{0}> of the profile: {1}")]
     Certificate(&'static str, #[source] CertificateError),
+    /// `ca` or `cert` without any.
+    #[error("<{0}> of the profile holds no certificate (-----BEGIN CERTIFICATE-----)")]
+    NoCertificate(&'static str),
     /// `key`.
     #[error("<key> of the profile: {0}")]
     Key(#[source] KeyError),
@@ -75,8 +78,10 @@ pub(crate) fn read(profile: &Profile) -> Result<(Settings, ClientWrap), Settings
 }
 
 fn tls(profile: &Profile) -> Result<ClientTls, SettingsFault> {
-    let bundle = |name, text: &str| {
-        Certificate::bundle_from_pem(text).map_err(|fault| SettingsFault::Certificate(name, fault))
+    let bundle = |name, text: &str| match Certificate::bundle_from_pem(text) {
+        Ok(none) if none.is_empty() => Err(SettingsFault::NoCertificate(name)),
+        Ok(bundle) => Ok(bundle),
+        Err(fault) => Err(SettingsFault::Certificate(name, fault)),
     };
     let authorities = profile.ca.as_deref().map(|text| bundle("ca", text)).transpose()?.unwrap_or_default();
     let identity = match (&profile.cert, &profile.key) {
@@ -123,4 +128,61 @@ fn fingerprint(hex: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(hex.get(2 * index..2 * index + 2)?, 16).ok()?;
     }
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a fingerprint in place of a CA, so that no certificates are needed.
+    fn settings(extra: &str) -> Result<(Settings, ClientWrap), SettingsFault> {
+        let print = "ab".repeat(32);
+        let text = format!("client\nremote a\npeer-fingerprint {print}\n{extra}");
+        read(&Profile::parse(&text, &mut |_| Err("no files".into())).unwrap())
+    }
+
+    fn fault(extra: &str) -> String {
+        settings(extra).map(drop).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn silence_and_renegotiation_are_the_profiles_or_openvpns_own() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let (plain, _) = settings("").unwrap();
+        assert_eq!((plain.ping, plain.ping_restart, plain.fragment), (None, seconds(120), None));
+        assert_eq!(plain.renegotiate, seconds(3600));
+        let (own, _) = settings("keepalive 5 15\nreneg-sec 60\nmssfix 0\nfragment 1300\n").unwrap();
+        assert_eq!((own.ping, own.ping_restart, own.renegotiate), (seconds(5), seconds(15), seconds(60)));
+        assert_eq!((own.mssfix, own.fragment), (None, Some(1300)));
+        let (never, _) = settings("ping-restart 0\nreneg-sec 0\n").unwrap();
+        assert_eq!((never.ping_restart, never.renegotiate), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        assert!(fault("<ca>\nx\n</ca>\n").starts_with("<ca> of the profile holds no certificate"));
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+        assert!(fault(&format!("<ca>\n{garbage}\n</ca>\n")).starts_with("<ca> of the profile: "));
+        let pair = format!("<cert>\n{garbage}\n</cert>\n<key>\nx\n</key>\n");
+        assert!(fault(&pair).starts_with("<key> of the profile: "), "{}", fault(&pair));
+        assert!(fault("auth-user-pass\n").contains("needs a user name and password"));
+    }
+
+    #[test]
+    fn control_packets_are_protected_as_the_profile_says() {
+        let (none, wrap) = settings("").unwrap();
+        assert!(matches!(wrap, ClientWrap::Shared(_)) && none.tls_auth.is_none());
+        let key: String = (0..16).map(|_| format!("{}\n", "5a".repeat(16))).collect();
+        let block = |name: &str| {
+            format!(
+                "<{name}>\n-----BEGIN OpenVPN Static key V1-----\n{key}-----END OpenVPN Static key V1-----\n</{name}>\n"
+            )
+        };
+        for (direction, expected) in [("", None), ("key-direction 1\n", Some(1))] {
+            let (auth, _) = settings(&format!("{direction}{}", block("tls-auth"))).unwrap();
+            assert_eq!(auth.tls_auth, Some(expected));
+        }
+        let (crypt, _) = settings(&block("tls-crypt")).unwrap();
+        assert_eq!(crypt.tls_auth, None);
+    }
 }

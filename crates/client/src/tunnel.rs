@@ -61,6 +61,22 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
+    /// Before anything is known of the tunnel: what may belong into it is refused.
+    pub(crate) fn shut(mode: &Mode) -> Self {
+        let refused = match mode {
+            Mode::Split(networks) => networks.iter().map(IpNet::trunc).collect(),
+            Mode::Full | Mode::AsTold => everything().into(),
+        };
+        Self { refused, mtu: DEFAULT_MTU, ..Self::default() }
+    }
+
+    /// What it carries: whole IP versions, since whatever the server forwards may come from anywhere.
+    pub(crate) fn carries(&self) -> Vec<IpNet> {
+        let [all4, all6] = everything();
+        let all4 = self.inner4.map(|_| all4);
+        all4.into_iter().chain(self.inner6.map(|_| all6)).collect()
+    }
+
     /// The tunnel that follows from all three.
     pub(crate) fn new(profile: &Profile, reply: &PushReply, mode: &Mode) -> Result<Self, TunnelFault> {
         let told = Told::gather(profile, reply)?;
@@ -79,7 +95,7 @@ impl Tunnel {
             Mode::Split(networks) => networks.iter().map(IpNet::trunc).collect(),
             Mode::Full | Mode::AsTold => told.inside.clone(),
         };
-        let (all4, all6) = (IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default()));
+        let [all4, all6] = everything();
         match mode {
             Mode::Full => wanted.extend([all4, all6]),
             Mode::AsTold => {
@@ -106,6 +122,11 @@ impl Tunnel {
         tunnel.domains = told.domains;
         Ok(tunnel)
     }
+}
+
+/// All of IPv4, all of IPv6.
+fn everything() -> [IpNet; 2] {
+    [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
 }
 
 impl fmt::Display for Tunnel {
@@ -235,6 +256,8 @@ mod tests {
         let subnet = tunnel(DUAL);
         assert_eq!(subnet.inner4, Some("10.9.0.2/24".parse().unwrap()));
         assert_eq!(subnet.inner6, Some("fd09::2/64".parse().unwrap()));
+        assert_eq!(subnet.carries(), everything());
+        assert_eq!(tunnel(V4).carries(), everything()[..1]);
         assert_eq!(nets(&subnet.inside), [""; 0]);
 
         for pair in ["topology net30,ifconfig 10.9.0.6 10.9.0.5", "ifconfig 10.9.0.6 10.9.0.5"] {
@@ -309,6 +332,16 @@ mod tests {
         assert_eq!(nets(&full.refused), ["::/0"]);
         let full = tunnel_of("", DUAL, &Mode::Full).unwrap();
         assert_eq!(nets(&full.inside), ["0.0.0.0/0", "::/0"]);
+    }
+
+    #[test]
+    fn a_tunnel_that_is_shut_refuses_what_may_belong_into_it() {
+        for mode in [Mode::AsTold, Mode::Full] {
+            assert_eq!(nets(&Tunnel::shut(&mode).refused), ["0.0.0.0/0", "::/0"]);
+        }
+        let split = Tunnel::shut(&Mode::Split(vec!["172.16.5.9/12".parse().unwrap()]));
+        assert_eq!(nets(&split.refused), ["172.16.0.0/12"]);
+        assert_eq!((split.inner4, split.inner6, split.inside.len()), (None, None, 0));
     }
 
     #[test]

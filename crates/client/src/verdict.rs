@@ -10,6 +10,9 @@ use crate::remotes::Start;
 /// Longest wait that a server may ask for.
 const MOST: u64 = 600;
 
+/// Servers that say RESTART stay for two more seconds, in which they still answer but connect nobody.
+const RESTART: Duration = Duration::from_secs(3);
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -41,13 +44,17 @@ pub(crate) fn after(ended: &Ended, was_up: bool) -> Next {
         }
         Ended::Told(Stop::Restart, words) => {
             let next = flagged(words).0.contains('N');
-            // It goes away just now, and would still answer.
-            Next::Again(if next { Start::NextRemote } else { Start::Same }, Wait::Pause)
+            Next::Again(if next { Start::NextRemote } else { Start::Same }, Wait::For(RESTART))
         }
         // The server was good once, and is the first to try.
         _ if was_up => Next::Again(Start::Same, Wait::Not),
         _ => Next::GoOn,
     }
+}
+
+/// True when waiting does not help: both sides talk, and one does not accept the other.
+pub(crate) fn is_lasting(ended: &Ended) -> bool {
+    matches!(ended, Ended::Tls(_) | Ended::Protocol(_))
 }
 
 /// Why it ended, for people.
@@ -158,8 +165,9 @@ mod tests {
     #[test]
     fn a_restart_comes_back_unless_told_to_go_elsewhere() {
         let told = |words: &str| Ended::Told(Stop::Restart, words.into());
-        assert_eq!(after(&told("gateway restarts"), true), Next::Again(Start::Same, Wait::Pause));
-        assert_eq!(after(&told("[N],full"), true), Next::Again(Start::NextRemote, Wait::Pause));
+        assert_eq!(after(&told("gateway restarts"), true), Next::Again(Start::Same, Wait::For(RESTART)));
+        let full = after(&told("[N],full"), true);
+        assert_eq!(full, Next::Again(Start::NextRemote, Wait::For(RESTART)));
         assert_eq!(reason(&told("[N],full")), "the server told this client to connect again: full");
     }
 
@@ -173,8 +181,10 @@ mod tests {
             Ended::Protocol("x".into()),
             Ended::Local,
         ] {
-            assert_eq!(after(&ended, true), Next::Again(Start::Same, Wait::Pause));
+            assert_eq!(after(&ended, true), Next::Again(Start::Same, Wait::Not));
             assert_eq!(after(&ended, false), Next::GoOn);
+            let lasting = matches!(ended, Ended::Tls(_) | Ended::Protocol(_));
+            assert_eq!(is_lasting(&ended), lasting);
         }
     }
 }

@@ -73,6 +73,19 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     Ok(set_int(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())?)
 }
 
+/// Lets the socket send and receive by this interface only (`SO_BINDTODEVICE`), whatever its routes are.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn set_interface(socket: impl AsFd, interface: &str) -> io::Result<()> {
+    let (name, length) = (interface.as_ptr(), interface.len() as libc::socklen_t);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `name` points to `length` bytes that live for the whole call; the kernel wants no zero at the end.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.cast(), length) };
+    if result == 0 { Ok(()) } else { Err(last_errno().into()) }
+}
+
 /// The largest receive and send buffer in bytes that the kernel lets datagrams or segments take up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BufferSizes {

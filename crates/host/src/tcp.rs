@@ -1,7 +1,7 @@
 //! TCP listeners, and what a tunnel wants of its streams.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rustix::net::{SocketFlags, SocketType, acceptfrom_with, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::errno::uninterrupted;
-pub use crate::socket::{BindFault, BufferSizes, buffer_sizes, set_mark};
+pub use crate::socket::{BindFault, BufferSizes, buffer_sizes, set_interface, set_mark};
 use crate::socket::{open, set_int};
 
 /// How to listen.
@@ -73,15 +73,31 @@ pub fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     }
 }
 
-/// Connects to `remote`, waiting at most `patience`. The stream is nonblocking. Its packets carry `mark` from the
-/// first one on, see [`set_mark`].
+/// Where a connection leaves from; the system chooses what is not given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// Own address.
+    pub address: Option<IpAddr>,
+    /// Interface, see [`set_interface`].
+    pub interface: Option<String>,
+    /// Mark of its packets from the first one on, see [`set_mark`].
+    pub mark: Option<u32>,
+}
+
+/// Connects to `remote`, waiting at most `patience`. The stream is nonblocking.
 ///
 /// # Errors
 /// What the system says; [`io::ErrorKind::TimedOut`] when there was no answer in time.
-pub fn connect(remote: SocketAddr, mark: Option<u32>, patience: Duration) -> io::Result<TcpStream> {
+pub fn connect(remote: SocketAddr, origin: &Origin, patience: Duration) -> io::Result<TcpStream> {
     let socket = open(remote.ip(), SocketType::STREAM)?;
-    if let Some(mark) = mark {
+    if let Some(mark) = origin.mark {
         set_mark(&socket, mark)?;
+    }
+    if let Some(interface) = &origin.interface {
+        set_interface(&socket, interface)?;
+    }
+    if let Some(address) = origin.address {
+        rustix::net::bind(&socket, &SocketAddr::new(address, 0))?;
     }
     match rustix::net::connect(&socket, &remote) {
         Ok(()) => return Ok(socket.into()),
@@ -228,21 +244,26 @@ mod tests {
         let patience = Duration::from_secs(5);
         let listener = listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap();
         let address = listener.local_addr().unwrap();
-        let stream = connect(address, Some(0xad17), patience).expect("these tests need root");
+        let origin =
+            Origin { address: Some([127, 0, 0, 7].into()), interface: Some("lo".into()), mark: Some(0xad17) };
+        let stream = connect(address, &origin, patience).expect("these tests need root");
         assert_eq!(stream.peer_addr().unwrap(), address);
+        assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 7]));
+        let nowhere = Origin { interface: Some("none".into()), ..Origin::default() };
+        assert!(connect(address, &nowhere, patience).is_err());
         let read = io::Read::read(&mut &stream, &mut [0]);
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
 
         drop(listener);
-        let refused = connect(address, None, patience).unwrap_err();
+        let refused = connect(address, &Origin::default(), patience).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
 
         // Nobody accepts, and the kernel answers nothing once the backlog is full.
         let full = listen(any_port("127.0.0.1"), &ListenOptions { backlog: 0, ..ListenOptions::default() });
         let full = full.unwrap();
         let address = full.local_addr().unwrap();
-        let _waiting = connect(address, None, patience).unwrap();
-        let late = connect(address, None, Duration::from_millis(10)).unwrap_err();
+        let _waiting = connect(address, &Origin::default(), patience).unwrap();
+        let late = connect(address, &Origin::default(), Duration::from_millis(10)).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     }
 
@@ -255,7 +276,10 @@ mod tests {
             netlink.add_rule(&rule, IfExists::Fail).unwrap();
             let drop = Route { table: 77, ..Route::new("0.0.0.0/0".parse().unwrap(), RouteKind::Blackhole) };
             netlink.add_route(&drop, IfExists::Fail).unwrap();
-            let fault = |mark| connect(([192, 0, 2, 2], 1).into(), mark, Duration::ZERO).unwrap_err().kind();
+            let fault = |mark| {
+                let origin = Origin { mark, ..Origin::default() };
+                connect(([192, 0, 2, 2], 1).into(), &origin, Duration::ZERO).unwrap_err().kind()
+            };
 
             assert_eq!(fault(None), io::ErrorKind::NetworkUnreachable);
             assert_eq!(fault(Some(5)), io::ErrorKind::InvalidInput);

@@ -9,7 +9,6 @@ use adit_tunnel::Entropy;
 use super::{Control, Message, Phase};
 use crate::attempt::{ANSWER, Attempt};
 use crate::client::ClientFault;
-use crate::host_state::MARK;
 use crate::remotes::{self, Answers, Candidate, Start};
 use crate::resolve::resolve;
 use crate::status::{State, Status};
@@ -35,6 +34,12 @@ impl Control<'_> {
                 return Ok(());
             }
         }
+        match &self.why {
+            Some(why) if self.hopeless && !self.was_up && !self.rotation.is_empty() => {
+                return Err(ClientFault::Unacceptable(why.clone()));
+            }
+            _ => self.hopeless = true,
+        }
         // What the names lead to may have changed.
         self.resolve()?;
         if self.rotation.is_empty() && self.resolving {
@@ -56,6 +61,7 @@ impl Control<'_> {
         if !self.parts.network.reach(address.ip())? {
             tracing::warn!(server = %candidate, "not connected: no route leads there");
             self.why = Some(format!("no route leads to {}", address.ip()));
+            self.hopeless = false;
             return Ok(false);
         }
         if candidate.is_tcp() {
@@ -70,8 +76,9 @@ impl Control<'_> {
     fn dial(&mut self, candidate: Candidate) -> Result<(), ClientFault> {
         self.dials += 1;
         let (dial, done) = (self.dials, self.parts.sender.clone());
+        let origin = self.parts.network.origin();
         let connect = move || {
-            let outcome = adit_host::tcp::connect(candidate.address, Some(MARK), ANSWER);
+            let outcome = adit_host::tcp::connect(candidate.address, &origin, ANSWER);
             // A client that has ended meanwhile does not need the connection any more.
             let _ = done.send(Message::Dialled(dial, outcome));
         };
@@ -99,6 +106,7 @@ impl Control<'_> {
             Err(error) => {
                 tracing::warn!(server = %candidate, "not connected: {error}");
                 self.why = Some(error.to_string());
+                self.hopeless = false;
                 self.try_next(now)
             }
         }
@@ -124,11 +132,16 @@ impl Control<'_> {
             if let Err(why) = answer {
                 tracing::warn!("{host} is not known: {why}");
                 self.why = Some(format!("{host} is not known: {why}"));
+                self.hopeless = false;
             }
         }
         let candidates = remotes::candidates(&self.parts.profile.remotes, answers);
         if candidates.is_empty() && !self.rotation.is_empty() {
             return Ok(());
+        }
+        if self.rotation.is_empty() && !candidates.is_empty() && !self.was_up {
+            // Not before: the names of the servers had to be asked for.
+            self.parts.network.shut(&self.parts.options.mode)?;
         }
         self.rotation.replace(candidates);
         if !matches!(self.phase, Phase::Resolving) {

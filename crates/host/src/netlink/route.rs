@@ -210,11 +210,24 @@ impl Netlink {
     }
 
     /// How the kernel would send a packet to `address` that carries `mark` (0 for none); `None` when it would
-    /// not.
+    /// not. See [`route_by`](Self::route_by).
     ///
     /// # Errors
     /// Only when the kernel's answer is not understood.
     pub fn route_to(&mut self, address: IpAddr, mark: u32) -> Result<Option<RouteTo>, NetlinkFault> {
+        self.route_by(address, mark, None)
+    }
+
+    /// The same for a socket that may use only the interface with this index.
+    ///
+    /// # Errors
+    /// As [`route_to`](Self::route_to).
+    pub fn route_by(
+        &mut self,
+        address: IpAddr,
+        mark: u32,
+        interface: Option<u32>,
+    ) -> Result<Option<RouteTo>, NetlinkFault> {
         let operation = || format!("find the route to {address}");
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
@@ -222,6 +235,9 @@ impl Netlink {
         message.attributes.push(RouteAttribute::Destination(address.into()));
         if mark != 0 {
             message.attributes.push(RouteAttribute::Mark(mark));
+        }
+        if let Some(index) = interface {
+            message.attributes.push(RouteAttribute::Oif(index));
         }
         let answers = match self.request(RouteNetlinkMessage::GetRoute(message), operation) {
             Ok(answers) => answers,

@@ -3,13 +3,21 @@
 use std::time::Instant;
 
 use super::negotiation::Negotiation;
-use super::{Closing, Ended, Event, Farewell, LINGER, Machine, Packet};
+use super::{CLIENT_LINGER, Closing, Ended, Event, Farewell, LINGER, Machine, Packet};
 use crate::packet::Opcode;
 use crate::text::{Message, Stop};
 
 impl Machine {
     pub(super) fn close_because(&mut self, farewell: &Farewell, why: Ended, now: Instant) {
-        if self.over || self.closing.is_some() {
+        if self.over {
+            return;
+        }
+        if let Some(closing) = self.closing.take_if(|_| *farewell == Farewell::Silent) {
+            // Whoever leaves without a word does not wait either.
+            self.end(closing.why);
+            return;
+        }
+        if self.closing.is_some() {
             return;
         }
         let exit_by_message = self.established.as_ref().is_some_and(|e| e.agreement.cc_exit);
@@ -46,7 +54,9 @@ impl Machine {
         if let Some(established) = &self.established {
             established.channel.close();
         }
-        self.closing = Some(Closing { deadline: now + LINGER, why });
+        // The alert tells a client why, but only the log of a server, and servers often do not acknowledge it.
+        let linger = if self.is_server() { LINGER } else { CLIENT_LINGER };
+        self.closing = Some(Closing { deadline: now + linger, why });
         self.finish_closing(now);
     }
 

@@ -42,6 +42,8 @@ use crate::wrap::Wrapper;
 const MAX_DATAGRAM: usize = 1200;
 /// How long a farewell is repeated until the peer has acknowledged it.
 const LINGER: Duration = Duration::from_secs(15);
+/// The same for a client after something went wrong.
+const CLIENT_LINGER: Duration = Duration::from_secs(2);
 /// A peer may renegotiate no more often than this.
 const MIN_RENEGOTIATION: Duration = Duration::from_secs(1);
 
@@ -258,7 +260,7 @@ impl Machine {
     }
 
     /// Ends the session: the data channel at once, the control channel when the peer has acknowledged the
-    /// farewell, or after 15 seconds.
+    /// farewell, or after 15 seconds; at once with [`Farewell::Silent`], whatever was begun before.
     pub fn close(&mut self, farewell: &Farewell, now: Instant) {
         self.close_because(farewell, Ended::Local, now);
     }

@@ -358,6 +358,25 @@ fn a_refused_certificate_ends_both_sides_with_the_alert_delivered() {
     assert_eq!(ended(&pair.b_events), Some(&Ended::Tls(TlsFault::Peer("certificate revoked".into()))));
 }
 
+#[test]
+fn a_client_that_refuses_its_server_does_not_wait_long_and_not_at_all_when_told_so() {
+    for told in [false, true] {
+        let setup = Setup::new(Wrap::TlsCrypt);
+        setup.client_tls.refuse_peers();
+        let mut pair = setup.pair();
+        assert!(pair.run_until(60 * SECOND, |pair| pair.a.closing.is_some()));
+        // The server acknowledges nothing.
+        pair.link.loss = 1.0;
+        let start = pair.now;
+        if told {
+            pair.a.close(&Farewell::Silent, start);
+        }
+        assert!(pair.run_until(60 * SECOND, |pair| ended(&pair.a_events).is_some()));
+        assert!(matches!(ended(&pair.a_events), Some(Ended::Tls(_))), "and it says why");
+        assert!(pair.now - start <= if told { Duration::ZERO } else { CLIENT_LINGER });
+    }
+}
+
 /// Sends a packet each way every 50 ms for `time` and returns how many of how many arrived.
 fn traffic(pair: &mut Joined, client: &Channel, server: &Channel, time: Duration) -> (usize, usize) {
     let end = pair.now + time;
