@@ -14,6 +14,8 @@ pub(crate) fn adit(network: &Network) -> Gateway {
         entrance["udp"] = toml_edit::value(PORT);
         entrance["tcp"] = toml_edit::value(PORT);
     });
+    // OpenVPN's server has a CA of that kind too.
+    gateway.replace_ca("P-256");
     gateway.env("ADIT_LOG", "warn");
     gateway.up();
     gateway
