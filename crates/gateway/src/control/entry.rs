@@ -62,6 +62,16 @@ impl Entry {
         }
     }
 
+    /// True once no packet passes any more, while the client is still being told.
+    pub(super) fn is_closed(&self) -> bool {
+        self.driver.session().is_some_and(|session| session.is_closed())
+    }
+
+    /// True while data packets pass.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_some() && !self.is_closed()
+    }
+
     /// Remembers what a client says of itself.
     pub(super) fn note_login(&mut self, login: &Login) {
         let said: Vec<&str> =
@@ -95,9 +105,9 @@ impl Entry {
         }
     }
 
-    /// The session for the API; `None` before it carries data.
+    /// The session for the API; `None` before it carries data, and afterwards.
     pub(super) fn describe(&self, gateway: &str, clocks: &Clocks) -> Option<adit_api::Session> {
-        let live = self.live.as_ref()?;
+        let live = self.live.as_ref().filter(|_| self.is_live())?;
         let counters = self.driver.session()?.counters();
         // How long ago, on the engine's clock; then as a time of day.
         let idle = clocks.since(counters.last_received).as_millis();
