@@ -31,6 +31,8 @@ pub(super) struct Entry {
     began: Instant,
     client: Option<String>,
     tls: Option<String>,
+    /// The log has a line about why the client did not get in.
+    failure_logged: bool,
 }
 
 /// A session that carries data.
@@ -51,6 +53,7 @@ impl Entry {
             began: now,
             client: None,
             tls: None,
+            failure_logged: false,
         }
     }
 
@@ -93,8 +96,20 @@ impl Entry {
         }
     }
 
+    /// Logs a failure as soon as it is one: a client that has gone away lets the farewell wait.
+    pub(super) fn note_failure(&mut self) {
+        if self.live.is_none()
+            && let Some(why) = self.driver.machine().closing().cloned()
+        {
+            self.log_failure(&why);
+        }
+    }
+
     /// One clear line about a client that did not get in.
-    pub(super) fn log_failure(&self, why: &Ended) {
+    pub(super) fn log_failure(&mut self, why: &Ended) {
+        if std::mem::replace(&mut self.failure_logged, true) {
+            return;
+        }
         let (identity, remote) = (&self.identity, self.driver.path().remote());
         match why {
             // The desk has said why.

@@ -235,6 +235,7 @@ impl ControlThread {
             }
         }
         let Some(entry) = self.entries.get_mut(&handle) else { return };
+        entry.note_failure();
         entry.driver.transmit(&self.engine, now);
         if let Some(at) = entry.driver.next_timeout() {
             self.timers.set(handle, at);
