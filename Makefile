@@ -76,7 +76,7 @@ proof-matrix:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test matrix -- --nocapture
 proof-life:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test life --test leak --test import -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test life --test leak -- --nocapture
 proof-refusals:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test refusals --test bad_input --test cli -- --nocapture

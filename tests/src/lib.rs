@@ -3,6 +3,8 @@
 
 mod matrix;
 mod parallel;
+mod scene;
 
 pub use matrix::{CIPHERS, Case, Run, certificate_line, run};
 pub use parallel::in_parallel;
+pub use scene::Scene;

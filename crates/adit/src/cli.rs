@@ -46,8 +46,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  adit init --dir /etc/adit --public vpn.example.org --name north")]
     Init(Init),
     /// Explain what is wrong with the configuration, if anything, and show the port plan.
+    #[command(after_help = "Example:\n  adit -c ./vpn/adit.toml check --json")]
     Check,
     /// Run the gateway in the foreground; prints `ready` when it accepts clients.
+    #[command(after_help = "Example:\n  adit -c ./vpn/adit.toml up")]
     Up,
     /// Put changes of the configuration in force.
     #[command(after_help = "Example:\n  adit reload --dry-run")]
@@ -57,26 +59,28 @@ pub(crate) enum Command {
         dry_run: bool,
     },
     /// Show the whole story in network namespaces on this machine, with a stock client.
+    #[command(after_help = "Example:\n  adit demo")]
     Demo,
     /// Totals, drops by reason, rates.
+    #[command(after_help = "Example:\n  adit status --json")]
     Status,
     /// Users.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  adit user add ann --device laptop")]
     User(User),
     /// Devices of users.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  adit device add ann phone")]
     Device(Device),
     /// Print the profile a stock client takes unchanged.
     #[command(after_help = "Example:\n  adit profile ann laptop --transport tcp --port 443 > ann.ovpn")]
     Profile(Profile),
     /// Live sessions.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  adit session list")]
     Session(Session),
     /// Server identities.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  adit identity list")]
     Identity(Identity),
     /// The certificate authority.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  adit ca status")]
     Ca(Ca),
     /// Connect to a gateway by an OpenVPN profile, in the foreground.
     ///
@@ -97,6 +101,7 @@ Example:
         shell: clap_complete::Shell,
     },
     /// Write manual pages.
+    #[command(after_help = "Example:\n  adit man /usr/local/share/man/man1")]
     Man {
         /// Where to.
         dir: PathBuf,
@@ -136,18 +141,22 @@ pub(crate) enum User {
         device: Option<String>,
     },
     /// List users.
+    #[command(after_help = "Example:\n  adit user list --json")]
     List,
     /// Remove a user for good; returns when every session is cut.
+    #[command(after_help = "Example:\n  adit user remove ann")]
     Remove {
         /// The name.
         name: String,
     },
     /// Keep a user out for now; returns when every session is cut.
+    #[command(after_help = "Example:\n  adit user suspend ann")]
     Suspend {
         /// The name.
         name: String,
     },
     /// Let a suspended user in again.
+    #[command(after_help = "Example:\n  adit user resume ann")]
     Resume {
         /// The name.
         name: String,
@@ -172,11 +181,13 @@ pub(crate) enum Device {
         prefix: Vec<IpNet>,
     },
     /// List devices.
+    #[command(after_help = "Example:\n  adit device list ann")]
     List {
         /// Only those of this user.
         user: Option<String>,
     },
     /// Revoke a device for good; returns when its sessions are cut.
+    #[command(after_help = "Example:\n  adit device revoke ann laptop")]
     Revoke {
         /// The user.
         user: String,
@@ -239,8 +250,10 @@ pub(crate) enum Format {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Session {
     /// List live sessions.
+    #[command(after_help = "Example:\n  adit session list --json")]
     List,
     /// Close a session; its client may come back.
+    #[command(after_help = "Example:\n  adit session close 0f37c1d2a4b5968778695a4b3c2d1e0f")]
     Close {
         /// The session's id.
         id: String,
@@ -251,6 +264,7 @@ pub(crate) enum Session {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Identity {
     /// List identities.
+    #[command(after_help = "Example:\n  adit identity list")]
     List,
     /// Add an identity to the configuration and put it in force.
     #[command(after_help = "Example:\n  adit identity add ed --key Ed25519 --wrap tls-crypt")]
@@ -271,11 +285,13 @@ pub(crate) enum Identity {
         port: Option<u16>,
     },
     /// Remove an identity and its keys.
+    #[command(after_help = "Example:\n  adit identity remove compat")]
     Remove {
         /// The name.
         name: String,
     },
     /// Give an identity a new key and certificate; profiles stay good.
+    #[command(after_help = "Example:\n  adit identity rotate default")]
     Rotate {
         /// The name.
         name: String,
@@ -286,6 +302,7 @@ pub(crate) enum Identity {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ca {
     /// Until when everything is valid.
+    #[command(after_help = "Example:\n  adit ca status --json")]
     Status,
 }
 

@@ -12,11 +12,12 @@ mod terminal;
 use std::path::Path;
 use std::process::ExitCode;
 
+use adit_api::Problem;
 use adit_gateway::config::InitOptions;
 use clap::{CommandFactory, Parser};
 use serde_json::json;
 
-use crate::call::Api;
+use crate::call::{Api, CallFault};
 use crate::cli::{Cli, Command, Init};
 use crate::commands::Context;
 
@@ -26,12 +27,34 @@ const FAILED: u8 = 1;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log();
+    let json = cli.json;
     match run(cli) {
         Ok(code) => code,
-        Err(message) => {
-            // One clear line, whatever went wrong.
-            eprintln(&format!("adit: {}", message.replace('\n', " ")));
+        Err(Failure(problem)) => {
+            // One clear line, whatever went wrong; scripts find the same where they look for answers.
+            eprintln(&format!("adit: {}", problem.detail.replace('\n', " ")));
+            if json {
+                output::json(&problem);
+            }
             ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Why a command failed, in the API's form.
+struct Failure(Problem);
+
+impl From<String> for Failure {
+    fn from(detail: String) -> Self {
+        Self(Problem::new(500, "Failed", detail))
+    }
+}
+
+impl From<CallFault> for Failure {
+    fn from(fault: CallFault) -> Self {
+        match fault {
+            CallFault::Refused(problem) => Self(problem),
+            other => other.to_string().into(),
         }
     }
 }
@@ -54,7 +77,7 @@ fn start_log() {
         .init();
 }
 
-fn run(cli: Cli) -> Result<ExitCode, String> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let config = cli.config.as_path();
     match cli.command {
         Command::Init(init) => initialise(init, cli.json),
@@ -63,8 +86,14 @@ fn run(cli: Cli) -> Result<ExitCode, String> {
             adit_gateway::up::up(config, || output::print("ready\n")).map_err(|fault| fault.to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo => demo::run(cli.json).map(|()| ExitCode::SUCCESS),
-        Command::Connect(options) => connect::connect(&options, cli.json).map(|()| ExitCode::SUCCESS),
+        Command::Demo => {
+            demo::run(cli.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Connect(options) => {
+            connect::connect(&options, cli.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "adit", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -80,7 +109,7 @@ fn run(cli: Cli) -> Result<ExitCode, String> {
 }
 
 /// Commands that talk to the gateway.
-fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, String> {
+fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -100,14 +129,15 @@ fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, String>
             _ => Ok(true),
         }
     });
-    match outcome {
-        Ok(true) => Ok(ExitCode::SUCCESS),
-        Ok(false) => Ok(ExitCode::from(FAILED)),
-        Err(fault) => Err(fault.to_string()),
+    if outcome? {
+        return Ok(ExitCode::SUCCESS);
     }
+    // What needs it is on standard output, as with everything that a reload says.
+    eprintln("adit: nothing has been changed: the changes need a new start of the gateway");
+    Ok(ExitCode::from(FAILED))
 }
 
-fn initialise(init: Init, json: bool) -> Result<ExitCode, String> {
+fn initialise(init: Init, json: bool) -> Result<ExitCode, Failure> {
     let options = InitOptions { public: init.public, name: init.name, pool4: init.pool4, pool6: init.pool6 };
     let made = adit_gateway::init::init(&init.dir, options).map_err(|fault| fault.to_string())?;
     let config = made.config.display();

@@ -51,7 +51,7 @@ pub enum AuthorityError {
     #[error("the CA certificate with serial {0} belongs to another key than the one given")]
     OtherKey(Serial),
     /// The authority's own certificate does not hold at this time.
-    #[error("the CA certificate is valid from {from} to {to} only; renew the CA")]
+    #[error("the CA certificate is valid from {from} to {to} only; check the clock, else renew the CA")]
     NotValid {
         /// First second of validity.
         from: UnixTime,

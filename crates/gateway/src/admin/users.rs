@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use adit_api::{AddDevice, AddUser, Problem, Time, User, UserCut, UserList, UserState};
 use adit_openvpn::machine::Farewell;
-use adit_store::{Page, UserId};
+use adit_store::{DeviceId, Page, UserId};
 
 use super::{Admin, internal, millis, not_found, refused};
 use crate::control::Which;
@@ -47,14 +47,13 @@ impl Admin {
     pub async fn remove_user(&self, name: &str) -> Result<UserCut, Problem> {
         let started = Instant::now();
         let id = self.user_id(name)?;
-        let devices =
-            self.store.devices(Some(id), false, crate::clock::now(), &Page::default()).map_err(internal)?;
+        let devices = self.devices_of(id)?;
         self.store.remove_user(&self.change(), id).map_err(refused)?;
         let farewell = Farewell::AuthFailed("the user was removed".into());
         let sessions_closed = self.cut(Which::User(id), farewell).await?;
         let cut = UserCut { user: name.to_owned(), sessions_closed, millis: millis(started) };
-        for row in devices.items {
-            self.keyring().forget_device_key(row.device.id).map_err(internal)?;
+        for device in devices {
+            self.keyring().forget_device_key(device).map_err(internal)?;
         }
         self.publish_crl()?;
         self.apply_sites()?;
@@ -91,11 +90,22 @@ impl Admin {
 
     fn user(&self, id: UserId) -> Result<User, Problem> {
         let user = self.store.user(id).map_err(internal)?.ok_or_else(|| internal("the user vanished"))?;
-        let devices = self
-            .store
-            .devices(Some(id), false, crate::clock::now(), &Page::after(None, adit_store::LARGEST_PAGE))
-            .map_err(internal)?;
-        Ok(describe(&user, devices.items.len() as u64))
+        Ok(describe(&user, self.devices_of(id)?.len() as u64))
+    }
+
+    /// All devices of a user that are not revoked.
+    fn devices_of(&self, user: UserId) -> Result<Vec<DeviceId>, Problem> {
+        let mut devices = Vec::new();
+        let mut page = Page::after(None, adit_store::LARGEST_PAGE);
+        loop {
+            let listed =
+                self.store.devices(Some(user), false, crate::clock::now(), &page).map_err(internal)?;
+            devices.extend(listed.items.into_iter().map(|row| row.device.id));
+            match listed.next {
+                Some(next) => page.after = Some(next),
+                None => return Ok(devices),
+            }
+        }
     }
 }
 

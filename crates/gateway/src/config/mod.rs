@@ -26,12 +26,12 @@ pub enum ConfigFault {
         error: std::io::Error,
     },
     /// The file says something that makes no sense.
-    #[error("{}:{line}: {message}", path.display())]
+    #[error("{}:{} {message}", path.display(), line.map(|line| format!("{line}:")).unwrap_or_default())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// Line number, from 1; 0 when it is about the whole file.
-        line: usize,
+        /// Line number, from 1; `None` when it is about the whole file.
+        line: Option<usize>,
         /// What is wrong and what to do.
         message: String,
     },
@@ -82,12 +82,22 @@ impl Loaded {
 pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigFault> {
     let malformed = |line, message| ConfigFault::Malformed { path: path.to_owned(), line, message };
     let config: Config = toml::from_str(text).map_err(|error| {
-        let line =
-            error.span().map_or(0, |span| 1 + text.get(..span.start).unwrap_or("").matches('\n').count());
-        malformed(line, explain(error.message()))
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map(|before| 1 + before.matches('\n').count());
+        let value = error.span().and_then(|span| text.get(span));
+        malformed(line, with_value(explain(error.message()), value))
     })?;
-    config.validate().map_err(|message| malformed(0, message))?;
+    config.validate().map_err(|message| malformed(None, message))?;
     Ok(config)
+}
+
+/// Adds the value that a complaint is about, if it is short and the complaint does not show it.
+fn with_value(message: String, value: Option<&str>) -> String {
+    let bare = |value: &str| value.trim_matches(['"', '\'']).to_owned();
+    match value.filter(|value| (1..=60).contains(&value.len()) && !value.contains('\n')) {
+        Some(value) if !message.contains(&bare(value)) => format!("{message}: {value}"),
+        _ => message,
+    }
 }
 
 /// Adds the nearest right name to a complaint about an unknown one.

@@ -61,10 +61,13 @@ fn values_that_make_no_sense_are_named_with_the_remedy() {
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"0\"", "is not a set of ports"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[ca]\nkey = \"DSA\"", "Ed448"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[store]\nurl = \"mysql://\"", "knows only"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/33\"]", "adit.toml:2: invalid IP address syntax: \"10.8.0.0/33\""),
     ] {
         let message = parsed(lines).unwrap_err();
         assert!(message.contains(expected), "{lines}: {message}");
     }
+    let message = parsed("[tunnel]\n").unwrap_err();
+    assert!(message.starts_with("adit.toml: [tunnel]"), "a file as a whole has no line: {message}");
 }
 
 #[test]
@@ -98,7 +101,7 @@ proptest::proptest! {
     #[test]
     fn any_text_is_a_configuration_or_a_clear_error(text in "[a-z0-9_\\[\\]=\", \n.]{0,200}") {
         if let Err(message) = parsed(&text) {
-            proptest::prop_assert!(message.len() > "adit.toml:0: ".len());
+            proptest::prop_assert!(message.len() > "adit.toml: ".len());
         }
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Entry {
     began: Instant,
     client: Option<String>,
     tls: Option<String>,
+    /// The log has a line about why the client did not get in.
+    failure_logged: bool,
 }
 
 /// A session that carries data.
@@ -51,6 +53,7 @@ impl Entry {
             began: now,
             client: None,
             tls: None,
+            failure_logged: false,
         }
     }
 
@@ -60,6 +63,17 @@ impl Entry {
             Some(live) => live.granted.session.to_string(),
             None => self.driver.path().remote().to_string(),
         }
+    }
+
+    /// True once no packet passes any more, while the client is still being told.
+    pub(super) fn is_closed(&self) -> bool {
+        self.driver.session().is_some_and(|session| session.is_closed())
+    }
+
+    /// Data packets pass: not before the session is attached, and not while the client is being told that it is
+    /// over.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_some() && !self.is_closed()
     }
 
     /// Remembers what a client says of itself.
@@ -85,8 +99,20 @@ impl Entry {
         }
     }
 
+    /// Logs a failure as soon as it is one: a client that has gone away lets the farewell wait.
+    pub(super) fn note_failure(&mut self) {
+        if self.live.is_none()
+            && let Some(why) = self.driver.machine().closing().cloned()
+        {
+            self.log_failure(&why);
+        }
+    }
+
     /// One clear line about a client that did not get in.
-    pub(super) fn log_failure(&self, why: &Ended) {
+    pub(super) fn log_failure(&mut self, why: &Ended) {
+        if std::mem::replace(&mut self.failure_logged, true) {
+            return;
+        }
         let (identity, remote) = (&self.identity, self.driver.path().remote());
         match why {
             // The desk has said why.
@@ -95,12 +121,6 @@ impl Entry {
             Ended::Timeout(..) => tracing::info!(identity, %remote, "handshake failed: {why}"),
             _ => tracing::warn!(identity, %remote, "handshake failed: {why}"),
         }
-    }
-
-    /// Data packets pass: not before the session is attached, and not while the client is being told that it is
-    /// over.
-    pub(super) fn is_live(&self) -> bool {
-        self.live.is_some() && self.driver.session().is_some_and(|session| !session.is_closed())
     }
 
     /// The session for the API; `None` before it carries data, and when it no longer does.

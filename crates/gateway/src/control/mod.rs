@@ -237,6 +237,7 @@ impl ControlThread {
             }
         }
         let Some(entry) = self.entries.get_mut(&handle) else { return };
+        entry.note_failure();
         entry.driver.transmit(&self.engine, now);
         if let Some(at) = entry.driver.next_timeout() {
             self.timers.set(handle, at);
@@ -326,6 +327,15 @@ impl ControlThread {
             transport = if entry.driver.path().is_stream() { "tcp" } else { "udp" },
             "CONNECT"
         );
+        if agreement.framed {
+            tracing::warn!(
+                user = granted.user_name,
+                device = granted.device_name,
+                "the client is set up for compression, which is never done here: it was told to send its packets \
+                 uncompressed, and others are dropped (counted as compressed); take comp-lzo and compress out of \
+                 its configuration"
+            );
+        }
         entry.live = Some(Live { granted, agreement, since: crate::clock::now() });
     }
 
@@ -371,8 +381,8 @@ impl ControlThread {
 
     /// Closes sessions; how many there were. When this returns no packet of theirs passes.
     fn close(&mut self, which: &Which, farewell: &Farewell, now: Instant) -> u64 {
-        let matching = self.entries.iter().filter(|(_, entry)| entry.is(which)).map(|(handle, _)| *handle);
-        let handles: Vec<_> = matching.collect();
+        let matching = self.entries.iter().filter(|(_, entry)| entry.is(which) && !entry.is_closed());
+        let handles: Vec<_> = matching.map(|(handle, _)| *handle).collect();
         for handle in &handles {
             self.farewell(*handle, farewell, now);
         }
@@ -407,6 +417,7 @@ impl ControlThread {
     fn totals(&self, now: Instant) -> Totals {
         let (rx_bytes, tx_bytes) = self.bytes();
         let live = self.entries.values().filter(|entry| entry.is_live()).count() as u64;
+        let handshakes = self.entries.values().filter(|entry| entry.live.is_none()).count() as u64;
         let rate = |now_bytes: u64, then: u64, since: Instant| {
             let millis = now.saturating_duration_since(since).as_millis().max(1) as u64;
             now_bytes.saturating_sub(then) * 1000 / millis
@@ -417,7 +428,7 @@ impl ControlThread {
             .map_or((0, 0), |(at, rx, tx)| (rate(rx_bytes, *rx, *at), rate(tx_bytes, *tx, *at)));
         Totals {
             sessions: live,
-            handshakes: self.entries.values().filter(|entry| entry.live.is_none()).count() as u64,
+            handshakes,
             rx_bytes,
             tx_bytes,
             rx_rate,

@@ -43,6 +43,8 @@ pub enum Compression {
 
 const LZO_PLAIN: u8 = 0xfa;
 const STUB_PLAIN: u8 = 0xfb;
+const LZO_COMPRESSED: u8 = 0x66;
+const LZ4_COMPRESSED: u8 = 0x69;
 const V2_ESCAPE: u8 = 0x50;
 const V2_PLAIN: u8 = 0x00;
 /// What OpenVPN itself sends where it expects [`V2_PLAIN`].
@@ -94,10 +96,24 @@ impl Compression {
             Self::StubV2 => match buf.get(content.clone()) {
                 Some([V2_ESCAPE, V2_PLAIN | V2_PLAIN_SENT, ..]) => Ok(content.start + 2..content.end),
                 Some([V2_ESCAPE, ..]) => Err(DropReason::Compressed),
+                Some(bytes) if is_old_frame(bytes) => Err(DropReason::Compressed),
                 Some(_) => Ok(content),
                 None => Err(short),
             },
         }
+    }
+}
+
+/// True for packets of a client that goes on with `comp-lzo` or `compress lz4` although it was told otherwise.
+fn is_old_frame(content: &[u8]) -> bool {
+    match content.first() {
+        Some(&(LZO_PLAIN | STUB_PLAIN)) => true,
+        // An IPv6 packet may begin like that too, but has its length in it.
+        Some(&(LZO_COMPRESSED | LZ4_COMPRESSED)) => {
+            let length = content.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
+            length.is_none_or(|length| 40 + usize::from(length) != content.len())
+        }
+        _ => false,
     }
 }
 

@@ -139,10 +139,20 @@ fn compression_frames_are_understood_and_compression_is_refused() {
             assert_eq!(got.as_deref(), (packet != PING).then_some(packet), "{compression:?}");
         }
     }
+    // An IPv6 packet whose traffic class makes it begin like a compressed one.
+    let (client, server) =
+        pair(Cipher::Aes128Gcm, ChannelOptions { compression: Compression::StubV2, ..PEER });
+    let mut packet = [0x69; 48];
+    packet[4..6].copy_from_slice(&[0, 8]);
+    assert_eq!(open(&server, &seal(&client, &packet), 0).unwrap().as_deref(), Some(&packet[..]));
     for (compression, content) in [
         (Compression::Lzo, b"\x66lzo data".as_slice()),
         (Compression::Stub, b"\x69lz4 data"),
         (Compression::StubV2, b"\x50\x01lz4 data"),
+        (Compression::StubV2, b"\xfaplain in a frame of comp-lzo"),
+        (Compression::StubV2, b"\xfbplain in a frame of compress lz4"),
+        (Compression::StubV2, b"\x66lzo data"),
+        (Compression::StubV2, b"\x69lz"),
     ] {
         let plain = channel(Role::Client, Cipher::Aes128Gcm, PEER);
         let server = channel(Role::Server, Cipher::Aes128Gcm, ChannelOptions { compression, ..PEER });

@@ -242,6 +242,7 @@ impl Machine {
             cc_exit: false,
             dynamic_tls_crypt: false,
             peer_id: None,
+            framed: false,
         };
         let mut compression = Compression::None;
         for option in &reply.options {
@@ -273,6 +274,7 @@ impl Machine {
                 _ => {}
             }
         }
+        agreement.framed = compression != Compression::None;
         Ok((agreement, compression))
     }
 }

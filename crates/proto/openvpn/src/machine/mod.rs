@@ -259,6 +259,12 @@ impl Machine {
         }
     }
 
+    /// Why the session is about to end: the peer is still being told. [`Event::Ended`] follows.
+    #[must_use]
+    pub fn closing(&self) -> Option<&Ended> {
+        self.closing.as_ref().map(|closing| &closing.why)
+    }
+
     /// Ends the session: the data channel at once, the control channel when the peer has acknowledged the
     /// farewell, or after 15 seconds; at once with [`Farewell::Silent`], whatever was begun before.
     pub fn close(&mut self, farewell: &Farewell, now: Instant) {

@@ -207,6 +207,7 @@ impl Machine {
             self.refuse(NO_CIPHER, now);
             return Ok(());
         };
+        let (compression, compression_option) = frame_for(&state.info, &state.their_options);
         let agreement = Agreement {
             cipher,
             // The client uses what it is configured with, whatever that is; there is nothing to negotiate.
@@ -215,8 +216,8 @@ impl Machine {
             cc_exit: abilities.has(Abilities::CC_EXIT),
             dynamic_tls_crypt: abilities.has(Abilities::DYNAMIC_TLS_CRYPT.with(Abilities::CC_EXIT)),
             peer_id: abilities.has(Abilities::DATA_V2).then_some(grant.peer_id),
+            framed: compression != Compression::None,
         };
-        let (compression, compression_option) = frame_for(&state.info, &state.their_options);
         let negotiates = state.info.ciphers().is_some();
         let channel = Arc::new(Channel::new(ChannelOptions {
             peer_id: agreement.peer_id,

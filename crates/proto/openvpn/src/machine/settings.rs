@@ -112,4 +112,6 @@ pub struct Agreement {
     pub dynamic_tls_crypt: bool,
     /// The peer-id of DATA_V2, else DATA_V1 is used.
     pub peer_id: Option<u32>,
+    /// Packets are framed for compression, which is never done: the peer is set up for it.
+    pub framed: bool,
 }
