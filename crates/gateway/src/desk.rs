@@ -12,8 +12,8 @@ use adit_openvpn::push::PushOption;
 use adit_pki::Certificate;
 use adit_plan::pool::Inner;
 use adit_store::{
-    AccessFault, DeviceId, KeyHash, Lease, LeaseFault, LeaseRequest, Serial, SessionId, SessionStart, Store,
-    UserId,
+    AccessFault, Admission, AdmissionFault, Admitted, DeviceId, KeyHash, Lease, LeaseFault, Serial,
+    SessionId, Store, UserId,
 };
 use ipnet::IpNet;
 
@@ -216,54 +216,42 @@ impl Clerk {
     }
 
     fn admit(&mut self, login: &Login) -> Result<Granted, Refused> {
-        let now = clock::now();
         let (serial, key) = identify(&login.leaf)?;
-        let holder = self.store.authorize(&serial, &key, now).map_err(|fault| refusal(&fault))?;
-        let session = self
-            .store
-            .open_session(&SessionStart {
-                device: holder.device.id,
-                certificate: Some((&serial, &key)),
-                protocol: login.protocol,
-                identity: &login.identity,
-                transport: if login.tcp { "tcp" } else { "udp" },
-                now,
-            })
-            .map_err(|fault| refusal(&fault))?;
-        let request = LeaseRequest { device: holder.device.id, session: session.id, now };
-        let lease = self.store.lease(&request).map_err(|fault| {
-            let closed = self.store.close_session(session.id, now, "no lease");
-            if let Err(error) = closed {
-                tracing::error!(%error, "a session that got no address could not be closed in the journal");
+        let admission = Admission {
+            serial: &serial,
+            key: &key,
+            protocol: login.protocol,
+            identity: &login.identity,
+            transport: if login.tcp { "tcp" } else { "udp" },
+            now: clock::now(),
+        };
+        let Admitted { who, session, lease } = self.store.admit(&admission).map_err(|fault| match fault {
+            AdmissionFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
+            AdmissionFault::NoLease { fault: LeaseFault::Full(_), .. } => {
+                Refused::for_now("no free addresses", fault.to_string())
             }
-            let who = format!("{}/{}", holder.user.name, holder.device.name);
-            match fault {
-                LeaseFault::Full(full) => {
-                    Refused::for_now("no free addresses", format!("{who} gets no address: {full}"))
-                }
-                other => Refused::for_now(TRY_LATER, format!("{who} gets no address: {other}")),
-            }
+            other => Refused::for_now(TRY_LATER, other.to_string()),
         })?;
         let inner = lease.inner();
-        let replaces = self.by_device.insert(holder.device.id, login.handle);
+        let replaces = self.by_device.insert(who.device.id, login.handle);
         if let Some(old) = replaces.and_then(|old| self.held.remove(&old)) {
             // The lease has gone over to the new session; only the old session's end is missing.
             self.close_session(old.session, "replaced by a newer session");
         }
-        self.held.insert(login.handle, Held { session: session.id, device: holder.device.id, lease });
-        let sites = self.sites.others(holder.device.id);
+        self.held.insert(login.handle, Held { session: session.id, device: who.device.id, lease });
+        let sites = self.sites.others(who.device.id);
         let options = match self.store.pools() {
             Some(pools) => crate::push::options(&self.settings, &pools, inner, &sites, login.tcp),
             None => Vec::new(),
         };
         Ok(Granted {
             session: session.id,
-            user: holder.user.id,
-            user_name: holder.user.name.to_string(),
-            device: holder.device.id,
-            device_name: holder.device.name.to_string(),
+            user: who.user.id,
+            user_name: who.user.name.to_string(),
+            device: who.device.id,
+            device_name: who.device.name.to_string(),
             inner,
-            prefixes: holder.prefixes,
+            prefixes: who.prefixes,
             options,
             replaces,
         })

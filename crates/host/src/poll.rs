@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -153,6 +154,8 @@ impl AsFd for Poller {
 #[derive(Debug)]
 pub struct Waker {
     eventfd: OwnedFd,
+    /// It was rung and not drained since: ringing it again would be a system call for nothing.
+    rung: AtomicBool,
 }
 
 impl Waker {
@@ -161,19 +164,27 @@ impl Waker {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { eventfd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { eventfd, rung: AtomicBool::new(false) })
     }
 
     /// Makes it readable. Any number of calls before a [`drain`](Self::drain) are one.
     pub fn wake(&self) {
+        if self.rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // The only failure is a counter that is full, and then the waker is readable already.
         let _ = uninterrupted(|| rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()));
     }
 
-    /// Makes it unreadable again; says whether it was readable.
+    /// Makes it unreadable again; says whether it was readable. Look for what it announces afterwards: whoever finds
+    /// it rung relies on that.
     pub fn drain(&self) -> bool {
         let mut count = [0; 8];
-        uninterrupted(|| rustix::io::read(&self.eventfd, &mut count)).is_ok()
+        let readable = uninterrupted(|| rustix::io::read(&self.eventfd, &mut count)).is_ok();
+        // Last, so that whoever rings from here on writes again.
+        self.rung.swap(false, Ordering::AcqRel);
+        readable
     }
 }
 

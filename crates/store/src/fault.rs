@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use adit_plan::pool::Full;
 use adit_plan::prefix::PrefixFault;
 
+use crate::model::Authorized;
 use crate::name::NameFault;
 
 /// The database itself fails: the host's trouble, not the caller's.
@@ -191,6 +192,37 @@ pub enum AccessFault {
     /// The database itself fails; the peer stays outside.
     #[error(transparent)]
     Store(#[from] StoreFault),
+}
+
+/// Why nobody came in. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionFault {
+    /// The peer is refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No pools were set.
+    #[error("no address pools are set")]
+    NoPools,
+    /// The peer may come in, but there are no addresses for it.
+    #[error("{}/{} gets no address: {fault}", .who.user.name, .who.device.name)]
+    NoLease {
+        /// Who it is.
+        who: Box<Authorized>,
+        /// Why.
+        fault: LeaseFault,
+    },
+    /// The database itself fails.
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+}
+
+impl From<AccessFault> for AdmissionFault {
+    fn from(fault: AccessFault) -> Self {
+        match fault {
+            AccessFault::Refused(refusal) => Self::Refused(refusal),
+            AccessFault::Store(fault) => Self::Store(fault),
+        }
+    }
 }
 
 /// Why a device has no lease.

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use adit_plan::pool::Inner;
+use adit_plan::pool::{Allocator, Inner};
 
 use crate::fault::{LeaseFault, StoreFault};
 use crate::id::{DeviceId, LeaseId, SessionId};
 use crate::model::LeaseRecord;
 use crate::page::{Cursor, Listed, Page};
-use crate::sqlite::Durability;
+use crate::sqlite::{Durability, Sql};
 use crate::store::{State, Store};
 use crate::time::Timestamp;
 
@@ -121,7 +121,7 @@ impl Store {
     /// already, that ends, the addresses stay, and the new lease begins at the same instant.
     pub fn lease(&self, request: &LeaseRequest) -> Result<Lease, LeaseFault> {
         let record = self.grant(request)?;
-        Ok(Lease { store: self.clone(), record, over: false })
+        Ok(Lease::new(self.clone(), record))
     }
 
     /// A device's leases, newest first.
@@ -143,39 +143,17 @@ impl Store {
     }
 
     fn grant(&self, request: &LeaseRequest) -> Result<LeaseRecord, LeaseFault> {
-        let LeaseRequest { device, session, now } = *request;
-        let gateway = self.gateway();
         let mut state = self.state();
-        state.told = now;
+        state.told = request.now;
         let State { db, allocator, .. } = &mut *state;
         let allocator = allocator.as_mut().ok_or(LeaseFault::NoPools)?;
-
-        let (record, replaced) = db.transaction(Durability::Soon, |sql| {
-            if sql.open_session_device(session)? != Some(device) {
+        let change = db.transaction(Durability::Soon, |sql| {
+            if sql.open_session_device(request.session)? != Some(request.device) {
                 return Err(LeaseFault::NoSession);
             }
-            let last = sql.last_lease(device)?;
-            let held = last.filter(|lease| lease.ended.is_none());
-            let preferred = last.map(|lease| lease.inner).unwrap_or_default();
-            let choice = allocator.choose(preferred, held.is_some())?;
-
-            let free_since = choice.free_since.map(Timestamp::from_millis);
-            let started = now.max(free_since.unwrap_or(now)).max(held.map_or(now, |lease| lease.started));
-            if let Some(held) = held {
-                sql.end_lease(held.seq, started)?;
-            }
-            let (id, seq) = (LeaseId::random()?, sql.next_seq());
-            let record =
-                LeaseRecord { id, gateway, seq, device, session, inner: choice.inner, started, ended: None };
-            sql.insert_lease(&record)?;
-            Ok((record, held))
+            begin(sql, allocator, request)
         })?;
-
-        if let Some(replaced) = replaced {
-            allocator.release(replaced.inner, record.started.as_millis());
-        }
-        allocator.take(record.inner);
-        Ok(record)
+        Ok(change.settle(allocator))
     }
 
     fn end_lease(&self, record: &LeaseRecord, now: Timestamp) -> Result<(), StoreFault> {
@@ -187,6 +165,54 @@ impl Store {
             allocator.release(record.inner, at.as_millis());
         }
         Ok(())
+    }
+}
+
+/// A lease that was written, for the allocator to learn of once the transaction is committed.
+pub(crate) struct Begun {
+    record: LeaseRecord,
+    /// The lease that the device had until then.
+    replaced: Option<LeaseRecord>,
+}
+
+impl Begun {
+    /// Tells the allocator.
+    pub(crate) fn settle(self, allocator: &mut Allocator) -> LeaseRecord {
+        if let Some(replaced) = self.replaced {
+            allocator.release(replaced.inner, self.record.started.as_millis());
+        }
+        allocator.take(self.record.inner);
+        self.record
+    }
+}
+
+/// Chooses addresses and writes the lease, within a transaction, for a session that is known to be open and the
+/// device's.
+pub(crate) fn begin(
+    sql: &Sql<'_>,
+    allocator: &Allocator,
+    request: &LeaseRequest,
+) -> Result<Begun, LeaseFault> {
+    let LeaseRequest { device, session, now } = *request;
+    let last = sql.last_lease(device)?;
+    let held = last.filter(|lease| lease.ended.is_none());
+    let preferred = last.map(|lease| lease.inner).unwrap_or_default();
+    let choice = allocator.choose(preferred, held.is_some())?;
+
+    let free_since = choice.free_since.map(Timestamp::from_millis);
+    let started = now.max(free_since.unwrap_or(now)).max(held.map_or(now, |lease| lease.started));
+    if let Some(held) = held {
+        sql.end_lease(held.seq, started)?;
+    }
+    let (id, seq, gateway) = (LeaseId::random()?, sql.next_seq(), sql.gateway());
+    let record = LeaseRecord { id, gateway, seq, device, session, inner: choice.inner, started, ended: None };
+    sql.insert_lease(&record)?;
+    Ok(Begun { record, replaced: held })
+}
+
+impl Lease {
+    pub(crate) fn new(store: Store, record: LeaseRecord) -> Self {
+        Self { store, record, over: false }
     }
 }
 

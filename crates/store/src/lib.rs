@@ -40,6 +40,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admission;
 mod audit;
 mod certificates;
 mod credential;
@@ -58,10 +59,13 @@ mod testing;
 mod time;
 mod users;
 
+pub use admission::{Admission, Admitted};
 pub use audit::{AuditCheck, AuditRow, BrokenLink};
 pub use credential::{CredentialFault, Issuer, KeyHash, Reason, Serial};
 pub use devices::NewDevice;
-pub use fault::{AccessFault, ChangeFault, LeaseFault, OpenFault, PoolsFault, Refusal, StoreFault};
+pub use fault::{
+    AccessFault, AdmissionFault, ChangeFault, LeaseFault, OpenFault, PoolsFault, Refusal, StoreFault,
+};
 pub use id::{DeviceId, GatewayId, IdFault, LeaseId, SessionId, UserId};
 pub use lease::{Lease, LeaseRequest};
 pub use model::{

@@ -5,7 +5,7 @@ use crate::fault::{AccessFault, Refusal, StoreFault};
 use crate::id::{SessionId, UserId};
 use crate::model::{Session, SessionStart};
 use crate::page::{Cursor, Listed, Page};
-use crate::sqlite::Durability;
+use crate::sqlite::{Durability, Sql};
 use crate::store::{Store, bounded};
 use crate::time::Timestamp;
 
@@ -17,11 +17,7 @@ impl Store {
     /// authorised and revoked an instant later is refused here, so a revocation that looks through the open sessions
     /// afterwards misses none.
     pub fn open_session(&self, start: &SessionStart<'_>) -> Result<Session, AccessFault> {
-        let SessionStart { device, certificate, protocol, identity, transport, now } = *start;
-        bounded("the protocol's name", protocol, LONGEST_WORD)?;
-        bounded("the identity's name", identity, LONGEST_WORD)?;
-        bounded("the transport's name", transport, LONGEST_WORD)?;
-        let gateway = self.gateway();
+        let SessionStart { device, certificate, now, .. } = *start;
         let mut state = self.state();
         state.told = now;
         state.db.transaction(Durability::Soon, |sql| {
@@ -35,21 +31,7 @@ impl Store {
                     welcome(&device, &sql.user(device.user)?.ok_or(Refusal::Unknown)?)?;
                 }
             }
-            let session = Session {
-                id: SessionId::random()?,
-                gateway,
-                seq: sql.next_seq(),
-                device,
-                certificate: certificate.map(|(serial, _)| serial.clone()),
-                protocol: protocol.to_owned(),
-                identity: identity.to_owned(),
-                transport: transport.to_owned(),
-                started: now,
-                ended: None,
-                reason: None,
-            };
-            sql.insert_session(&session)?;
-            Ok(session)
+            Ok(begin(sql, start)?)
         })
     }
 
@@ -78,6 +60,29 @@ impl Store {
     pub fn open_sessions_of(&self, user: UserId) -> Result<Vec<SessionId>, StoreFault> {
         self.read(|sql| sql.open_sessions_of(user))
     }
+}
+
+/// Writes down that a session begins, within a transaction, for a device that is known to be welcome.
+pub(crate) fn begin(sql: &Sql<'_>, start: &SessionStart<'_>) -> Result<Session, StoreFault> {
+    let SessionStart { device, certificate, protocol, identity, transport, now } = *start;
+    bounded("the protocol's name", protocol, LONGEST_WORD)?;
+    bounded("the identity's name", identity, LONGEST_WORD)?;
+    bounded("the transport's name", transport, LONGEST_WORD)?;
+    let session = Session {
+        id: SessionId::random()?,
+        gateway: sql.gateway(),
+        seq: sql.next_seq(),
+        device,
+        certificate: certificate.map(|(serial, _)| serial.clone()),
+        protocol: protocol.to_owned(),
+        identity: identity.to_owned(),
+        transport: transport.to_owned(),
+        started: now,
+        ended: None,
+        reason: None,
+    };
+    sql.insert_session(&session)?;
+    Ok(session)
 }
 
 #[cfg(test)]
