@@ -172,19 +172,23 @@ impl Clerk {
     fn run(mut self, inbox: &Receiver<Ask>) {
         let mut beat = Instant::now() + HEARTBEAT;
         loop {
-            match inbox.recv_timeout(beat.saturating_duration_since(Instant::now())) {
+            // Looked at before every question, so that a busy inbox does not put the heartbeat off.
+            let left = beat.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                beat = Instant::now() + HEARTBEAT;
+                if let Err(error) = self.store.heartbeat(clock::now()) {
+                    tracing::error!(%error, "the journal's heartbeat could not be written");
+                }
+                continue;
+            }
+            match inbox.recv_timeout(left) {
                 Ok(Ask::Login(login)) => self.login(&login),
                 Ok(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
                 Ok(Ask::End { handle, reason }) => self.end(handle, &reason),
                 Ok(Ask::Forward(message)) => self.control.tell(*message),
                 Ok(Ask::Settings(settings)) => self.settings = settings,
                 Ok(Ask::Close) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    beat = Instant::now() + HEARTBEAT;
-                    if let Err(error) = self.store.heartbeat(clock::now()) {
-                        tracing::error!(%error, "the journal's heartbeat could not be written");
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         let handles: Vec<_> = self.held.keys().copied().collect();
