@@ -424,19 +424,6 @@ impl Gateway {
         self.status(&format!("/drops/{reason}"))
     }
 
-    /// Its memory in KiB (VmRSS).
-    ///
-    /// # Panics
-    /// When it is not running.
-    #[must_use]
-    #[track_caller]
-    pub fn memory(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process().id());
-        let text = std::fs::read_to_string(path).expect("the gateway is running");
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|figure| figure.parse().ok()).expect("a figure")
-    }
-
     /// A file below its directory.
     #[must_use]
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
