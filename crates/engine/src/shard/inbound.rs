@@ -104,6 +104,7 @@ impl Shard {
         if let Some(path) = from.map(|from| session.path().moved_to(from.path()))
             && opened.newest
             && session.path() != path
+            && !self.table.is_taken(path.remote(), session)
         {
             self.table.moved(session, path);
             self.tell(Event::Moved { handle: session.handle(), path });
