@@ -224,16 +224,6 @@ impl Gateway {
         command
     }
 
-    /// Runs `adit up` when it is expected to end by itself; what it said.
-    ///
-    /// # Panics
-    /// When it does not end.
-    #[track_caller]
-    pub fn try_up(&mut self) -> Outcome {
-        let mut process = self.host.spawn("adit up", &mut self.command(&["up"]));
-        outcome(&mut process)
-    }
-
     /// The running process.
     ///
     /// # Panics

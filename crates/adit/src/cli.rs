@@ -149,7 +149,7 @@ pub(crate) enum User {
         /// The name.
         name: String,
     },
-    /// Keep a user out for now; returns when every session is cut.
+    /// Keep a user out until `resume`; returns when every session is cut.
     #[command(after_help = "Example:\n  adit user suspend ann")]
     Suspend {
         /// The name.

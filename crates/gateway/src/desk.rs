@@ -96,7 +96,7 @@ impl Refused {
         Self { tell: tell.into(), log: log.into(), temporary: false }
     }
 
-    fn for_now(tell: impl Into<String>, log: impl Into<String>) -> Self {
+    fn for_a_while(tell: impl Into<String>, log: impl Into<String>) -> Self {
         Self { tell: tell.into(), log: log.into(), temporary: true }
     }
 
@@ -243,9 +243,9 @@ impl Clerk {
             let who = format!("{}/{}", holder.user.name, holder.device.name);
             match fault {
                 LeaseFault::Full(full) => {
-                    Refused::for_now("no free addresses", format!("{who} gets no address: {full}"))
+                    Refused::for_a_while("no free addresses", format!("{who} gets no address: {full}"))
                 }
-                other => Refused::for_now(TRY_LATER, format!("{who} gets no address: {other}")),
+                other => Refused::for_a_while(TRY_LATER, format!("{who} gets no address: {other}")),
             }
         })?;
         let inner = lease.inner();
@@ -308,6 +308,6 @@ fn identify(leaf: &[u8]) -> Result<(Serial, KeyHash), Refused> {
 fn refusal(fault: &AccessFault) -> Refused {
     match fault {
         AccessFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
-        AccessFault::Store(fault) => Refused::for_now(TRY_LATER, fault.to_string()),
+        AccessFault::Store(fault) => Refused::for_a_while(TRY_LATER, fault.to_string()),
     }
 }

@@ -1,4 +1,4 @@
-//! Origin the outside in: datagrams to inner packets.
+//! From the outside in: datagrams to inner packets.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
