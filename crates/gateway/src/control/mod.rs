@@ -163,9 +163,8 @@ impl ControlThread {
             }
             EngineEvent::Control { handle, packet, .. } => self.packet(handle, &packet, now),
             EngineEvent::Moved { handle, path } => {
-                if let Some(entry) = self.entries.get_mut(&handle) {
+                if let Some(entry) = self.entries.get(&handle) {
                     tracing::debug!(session = %entry.id(), remote = %path.remote(), "client moved");
-                    entry.driver.moved(path);
                 }
             }
             EngineEvent::PeerLeft { handle } => {

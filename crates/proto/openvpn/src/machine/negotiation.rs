@@ -115,7 +115,8 @@ impl Negotiation {
 
     /// Takes the key message, of this length, out of `plain`, and leaves no copy of its secrets.
     pub(super) fn consume(&mut self, used: usize) {
-        let rest = self.plain.split_off(used.min(self.plain.len()));
+        let used = used.min(self.plain.len());
+        let rest = self.plain.split_off(used);
         self.plain = Zeroizing::new(rest);
     }
 
