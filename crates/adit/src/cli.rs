@@ -284,7 +284,7 @@ pub(crate) enum Identity {
         #[arg(long)]
         port: Option<u16>,
     },
-    /// Remove an identity and its keys.
+    /// Remove an identity and its keys, and end its sessions.
     #[command(after_help = "Example:\n  adit identity remove compat")]
     Remove {
         /// The name.
