@@ -76,13 +76,13 @@ proof-matrix:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test matrix -- --nocapture
 proof-life:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test life --test leak -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test life --test leak --test joining -- --nocapture
 proof-refusals:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test refusals --test bad_input --test cli -- --nocapture
 proof-client:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

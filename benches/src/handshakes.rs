@@ -65,14 +65,14 @@ fn measure(
     profiles: &[String],
     sessions: impl Fn() -> usize,
 ) -> Vec<f64> {
-    let (cpu, memory) = (usage::cpu(server), usage::memory(server));
+    let (cpu, memory) = (usage::cpu(server), server.memory());
     let clients: Vec<OpenVpnClient> =
         profiles.iter().map(|profile| OpenVpnClient::start_with(network.client(0), profile, BARE)).collect();
     for client in &clients {
         client.process().wait_for("Initialization Sequence Completed", LIMIT);
     }
     let cpu = usage::cpu(server) - cpu;
-    let memory = usage::memory(server).saturating_sub(memory);
+    let memory = server.memory().saturating_sub(memory);
     assert_eq!(sessions(), profiles.len(), "all sessions are there at once");
     for client in clients {
         client.kill();

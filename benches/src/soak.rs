@@ -90,7 +90,7 @@ pub(crate) fn run(length: Duration) {
         std::thread::sleep(CYCLE.saturating_sub(cycle.elapsed()));
         let sample = Sample {
             at: begin.elapsed(),
-            memory: usage::memory(gateway.process()),
+            memory: gateway.process().memory(),
             descriptors: usage::descriptors(gateway.process()),
             threads: usage::threads(gateway.process()),
         };

@@ -25,14 +25,6 @@ pub(crate) fn busy() -> Duration {
     ticks(&busy)
 }
 
-/// Resident memory of a process in bytes.
-pub(crate) fn memory(process: &Process) -> u64 {
-    let text = read(format!("/proc/{}/status", process.id()));
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
-    kib * 1024
-}
-
 /// Open descriptors of a process.
 pub(crate) fn descriptors(process: &Process) -> usize {
     count(format!("/proc/{}/fd", process.id()))

@@ -67,3 +67,15 @@ fn nothing_is_left_half_done() {
         }
     }
 }
+
+#[test]
+fn every_end_to_end_test_is_part_of_a_proof() {
+    let makefile = std::fs::read_to_string(root().join("Makefile")).expect("a Makefile");
+    let tests = files("rs")
+        .into_iter()
+        .filter_map(|(path, _)| path.strip_prefix("tests/tests/")?.strip_suffix(".rs").map(str::to_owned));
+    for name in tests {
+        let named = makefile.lines().any(|line| line.contains(&format!("--test {name} ")));
+        assert!(named, "tests/tests/{name}.rs is in no `make proof-…`");
+    }
+}

@@ -172,12 +172,6 @@ impl Flow {
         (lock(&self.up.arrived).distinct, lock(&self.down.arrived).distinct)
     }
 
-    /// When the last datagram came at the server.
-    #[must_use]
-    pub fn last_up(&self) -> Option<Instant> {
-        lock(&self.up.arrived).last
-    }
-
     /// Waits until this many more have arrived in each direction.
     ///
     /// # Panics

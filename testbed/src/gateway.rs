@@ -224,16 +224,6 @@ impl Gateway {
         command
     }
 
-    /// Runs `adit up` when it is expected to end by itself; what it said.
-    ///
-    /// # Panics
-    /// When it does not end.
-    #[track_caller]
-    pub fn try_up(&mut self) -> Outcome {
-        let mut process = self.host.spawn("adit up", &mut self.command(&["up"]));
-        outcome(&mut process)
-    }
-
     /// The running process.
     ///
     /// # Panics
@@ -422,19 +412,6 @@ impl Gateway {
     #[track_caller]
     pub fn drops(&self, reason: &str) -> u64 {
         self.status(&format!("/drops/{reason}"))
-    }
-
-    /// Its memory in KiB (VmRSS).
-    ///
-    /// # Panics
-    /// When it is not running.
-    #[must_use]
-    #[track_caller]
-    pub fn memory(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process().id());
-        let text = std::fs::read_to_string(path).expect("the gateway is running");
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|figure| figure.parse().ok()).expect("a figure")
     }
 
     /// A file below its directory.

@@ -1,10 +1,10 @@
 //! What every end-to-end test stands on: networks, the gateway, its peers, and eyes on the wire.
 //!
 //! A test draws its topology with [`Network`], runs the real `adit` program in it with [`Gateway`], lets stock
-//! clients ([`OpenVpnClient`]) and servers ([`OpenVpnServer`]) talk to it and to adit's own client ([`AditClient`]), sends traffic ([`ping`], [`Flow`],
-//! [`HttpServer`], [`TcpFlow`], [`iperf3`]) and looks at it from outside: peers' own logs, access logs, the wire
-//! itself ([`Wire`]). Between client and gateway there may be a [`Proxy`] that loses, delays, reorders, repeats,
-//! records and injects.
+//! clients ([`OpenVpnClient`]) and servers ([`OpenVpnServer`]) talk to it and to adit's own client
+//! ([`AditClient`]), sends traffic ([`ping`], [`Flow`], [`HttpServer`], [`TcpFlow`], [`iperf3`]) and looks at it
+//! from outside: peers' own logs, access logs, the wire itself ([`Wire`]). Between client and gateway there may be a
+//! [`Proxy`] that loses, delays, reorders, repeats, records and injects.
 //!
 //! ```no_run
 //! use adit_testbed::{Gateway, Network, OpenVpnClient, ping};

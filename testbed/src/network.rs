@@ -167,12 +167,6 @@ impl Network {
         &self.clients[number]
     }
 
-    /// How many clients there are.
-    #[must_use]
-    pub fn client_count(&self) -> usize {
-        self.clients.len()
-    }
-
     /// The gateway as clients dial it, IPv4.
     #[must_use]
     pub fn gateway_address(&self) -> IpAddr {

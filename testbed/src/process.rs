@@ -160,6 +160,22 @@ impl Process {
         self.child.id()
     }
 
+    /// Its resident memory in bytes.
+    ///
+    /// # Panics
+    /// When it is not running.
+    #[must_use]
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.id());
+        let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        // A process that has ended but was not waited for has no such line.
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib =
+            line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("{} is not running", self.name)) * 1024
+    }
+
     /// Waits for a line with `text` in it on standard output; the line.
     ///
     /// # Panics
@@ -279,6 +295,7 @@ mod tests {
     #[test]
     fn a_process_ends_with_its_handle() {
         let process = shell("exec sleep 600");
+        assert!(process.memory() > 0);
         let proc_entry = format!("/proc/{}", process.id());
         assert!(std::fs::exists(&proc_entry).unwrap());
         drop(process);

@@ -149,7 +149,7 @@ pub(crate) enum User {
         /// The name.
         name: String,
     },
-    /// Keep a user out for now; returns when every session is cut.
+    /// Keep a user out until `resume`; returns when every session is cut.
     #[command(after_help = "Example:\n  adit user suspend ann")]
     Suspend {
         /// The name.
@@ -284,7 +284,7 @@ pub(crate) enum Identity {
         #[arg(long)]
         port: Option<u16>,
     },
-    /// Remove an identity and its keys.
+    /// Remove an identity and its keys, and end its sessions.
     #[command(after_help = "Example:\n  adit identity remove compat")]
     Remove {
         /// The name.

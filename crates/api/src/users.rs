@@ -24,7 +24,7 @@ pub struct AddUser {
 pub enum UserState {
     /// Yes.
     Active,
-    /// Not for now.
+    /// Not before they are resumed.
     Suspended,
     /// Never again.
     Removed,

@@ -233,9 +233,8 @@ impl<'a> Control<'a> {
                 }
             }
             EngineEvent::Moved { handle, path } => {
-                if let Some(attempt) = self.attempt(handle) {
+                if self.attempt(handle).is_some() {
                     tracing::info!(remote = %path.remote(), "the server is at another address now");
-                    attempt.driver.moved(path);
                 }
             }
             EngineEvent::PeerLeft { handle } => {

@@ -22,6 +22,7 @@ const PACKET: usize = 1280;
 pub struct Driver {
     handle: Handle,
     machine: Machine,
+    /// Where the peer was before there was a session.
     path: Path,
     session: Option<Arc<Session>>,
 }
@@ -50,15 +51,10 @@ impl Driver {
         &mut self.machine
     }
 
-    /// The way to the peer.
+    /// The way to the peer: once attached, where its newest data packet came from.
     #[must_use]
     pub fn path(&self) -> Path {
-        self.path
-    }
-
-    /// The peer is there now.
-    pub fn moved(&mut self, path: Path) {
-        self.path = path;
+        self.session.as_ref().map_or(self.path, |session| session.path())
     }
 
     /// The session, once [`attach`](Self::attach)ed.
@@ -75,7 +71,7 @@ impl Driver {
             Err(PeerFault::Dropped(reason)) => {
                 engine.drops().count(reason);
                 // Over TCP nothing gets lost or reordered: what does not verify is no peer of ours.
-                if self.path.is_stream() && reason == DropReason::ControlAuthentication {
+                if self.path().is_stream() && reason == DropReason::ControlAuthentication {
                     self.machine.close(&Farewell::Silent, now);
                 }
             }
@@ -99,10 +95,11 @@ impl Driver {
 
     /// Sends all that the machine has to send.
     pub fn transmit(&mut self, engine: &Engine, now: Instant) {
+        let path = self.path();
         let mut packet = Vec::with_capacity(PACKET);
         while self.machine.poll_transmit(&mut packet, now).is_some() {
             let next = Vec::with_capacity(PACKET);
-            engine.tell(Command::Transmit(self.path, std::mem::replace(&mut packet, next)));
+            engine.tell(Command::Transmit(path, std::mem::replace(&mut packet, next)));
         }
     }
 

@@ -94,6 +94,11 @@ impl Table {
         }
     }
 
+    /// True while another session is at this address: who forges it must not take that session's place.
+    pub(crate) fn is_taken(&self, remote: SocketAddr, session: &Arc<Session>) -> bool {
+        self.by_remote.get(&remote).is_some_and(|other| !Arc::ptr_eq(other, session) && !other.is_closed())
+    }
+
     /// The session is reached over another path now.
     pub(crate) fn moved(&mut self, session: &Arc<Session>, path: Path) {
         let old = session.path().remote();
@@ -235,6 +240,19 @@ pub(crate) mod tests {
         assert_eq!(table.control(path(1).remote(), None), None);
         table.forget(one.handle());
         assert_eq!(table.control(path(77).remote(), None), None);
+    }
+
+    #[test]
+    fn an_address_is_taken_while_another_open_session_is_there() {
+        let mut table = Table::default();
+        let (one, two) = (session(1, &[]), session(2, &[]));
+        table.attach(&one);
+        table.attach(&two);
+        assert!(table.is_taken(path(1).remote(), &two));
+        assert!(!table.is_taken(path(1).remote(), &one), "its own");
+        assert!(!table.is_taken(path(3).remote(), &two), "nobody's");
+        one.close();
+        assert!(!table.is_taken(path(1).remote(), &two), "nobody's any more");
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Refused {
         Self { tell: tell.into(), log: log.into(), temporary: false }
     }
 
-    fn for_now(tell: impl Into<String>, log: impl Into<String>) -> Self {
+    fn for_a_while(tell: impl Into<String>, log: impl Into<String>) -> Self {
         Self { tell: tell.into(), log: log.into(), temporary: true }
     }
 
@@ -172,19 +172,23 @@ impl Clerk {
     fn run(mut self, inbox: &Receiver<Ask>) {
         let mut beat = Instant::now() + HEARTBEAT;
         loop {
-            match inbox.recv_timeout(beat.saturating_duration_since(Instant::now())) {
+            // Looked at before every question, so that a busy inbox does not put the heartbeat off.
+            let left = beat.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                beat = Instant::now() + HEARTBEAT;
+                if let Err(error) = self.store.heartbeat(clock::now()) {
+                    tracing::error!(%error, "the journal's heartbeat could not be written");
+                }
+                continue;
+            }
+            match inbox.recv_timeout(left) {
                 Ok(Ask::Login(login)) => self.login(&login),
                 Ok(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
                 Ok(Ask::End { handle, reason }) => self.end(handle, &reason),
                 Ok(Ask::Forward(message)) => self.control.tell(*message),
                 Ok(Ask::Settings(settings)) => self.settings = settings,
                 Ok(Ask::Close) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    beat = Instant::now() + HEARTBEAT;
-                    if let Err(error) = self.store.heartbeat(clock::now()) {
-                        tracing::error!(%error, "the journal's heartbeat could not be written");
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         let handles: Vec<_> = self.held.keys().copied().collect();
@@ -228,9 +232,9 @@ impl Clerk {
         let Admitted { who, session, lease } = self.store.admit(&admission).map_err(|fault| match fault {
             AdmissionFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
             AdmissionFault::NoLease { fault: LeaseFault::Full(_), .. } => {
-                Refused::for_now("no free addresses", fault.to_string())
+                Refused::for_a_while("no free addresses", fault.to_string())
             }
-            other => Refused::for_now(TRY_LATER, other.to_string()),
+            other => Refused::for_a_while(TRY_LATER, other.to_string()),
         })?;
         let inner = lease.inner();
         let replaces = self.by_device.insert(who.device.id, login.handle);
@@ -292,6 +296,6 @@ fn identify(leaf: &[u8]) -> Result<(Serial, KeyHash), Refused> {
 fn refusal(fault: &AccessFault) -> Refused {
     match fault {
         AccessFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
-        AccessFault::Store(fault) => Refused::for_now(TRY_LATER, fault.to_string()),
+        AccessFault::Store(fault) => Refused::for_a_while(TRY_LATER, fault.to_string()),
     }
 }

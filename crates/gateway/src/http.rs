@@ -185,8 +185,8 @@ async fn add_identity(State(admin): Shared, Body(request): Body<AddIdentity>) ->
 }
 
 async fn remove_identity(State(admin): Shared, Path(name): Path<String>) -> Answer<serde_json::Value> {
-    blocking(admin, move |admin| {
-        admin.remove_identity(&name)?;
+    waiting(admin, |admin| async move {
+        admin.remove_identity(&name).await?;
         Ok(serde_json::json!({ "identity": name }))
     })
     .await

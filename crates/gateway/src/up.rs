@@ -1,7 +1,7 @@
 //! `adit up`: the gateway from start to end.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -186,6 +186,7 @@ impl Gateway {
             desk: desk.questions(),
             identities: plans,
             gateway: store.gateway().to_string(),
+            max_handshakes: config.tunnel.max_handshakes,
         };
         let control_thread =
             std::thread::Builder::new().name("control".into()).spawn(move || control::run(parts))?;
@@ -385,7 +386,9 @@ fn listen_api(path: &Path) -> Result<UnixListener, UpFault> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(fault)?;
     }
-    if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+    // A file that is no socket was put there by somebody; binding fails then, and says so.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
         std::fs::remove_file(path).map_err(fault)?;
     }
     let listener = UnixListener::bind(path).map_err(fault)?;
@@ -398,14 +401,43 @@ async fn serve_api(listener: &UnixListener, router: axum::Router) {
     use hyper_util::server::conn::auto::Builder;
     use hyper_util::service::TowerToHyperService;
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: others are in the same position, so wait for a while.
+                tracing::warn!(%error, "cannot accept a connection to the API");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
         };
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             // A caller that hangs up in the middle is its own affair.
             let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_replaces_a_socket_that_nobody_serves_and_no_other_file() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("adit.sock");
+        drop(listen_api(&path).unwrap());
+        assert!(path.exists(), "as after a crash");
+        let served = listen_api(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(listen_api(&path).is_err(), "somebody serves it");
+        drop(served);
+
+        let file = directory.path().join("adit.toml");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(listen_api(&file).is_err());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
     }
 }

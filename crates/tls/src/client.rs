@@ -133,7 +133,7 @@ pub(crate) fn library_config(
 pub(crate) fn library_client(config: &Arc<ClientConfig>) -> Result<ClientConnection, TlsFault> {
     // The library insists on a name. It is neither sent nor compared.
     let name = DnsName::try_from("peer.invalid").map(ServerName::DnsName);
-    let name = name.map_err(|_| TlsFault::Local("the TLS library refused a placeholder name".into()))?;
+    let name = name.map_err(|_| TlsFault::Local("the TLS library refused a made-up name".into()))?;
     ClientConnection::new(Arc::clone(config), name)
         .map_err(|error| TlsFault::Local(format!("the TLS library refused: {error}")))
 }

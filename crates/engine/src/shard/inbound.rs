@@ -1,4 +1,4 @@
-//! Origin the outside in: datagrams to inner packets.
+//! From the outside in: datagrams to inner packets.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -104,6 +104,7 @@ impl Shard {
         if let Some(path) = from.map(|from| session.path().moved_to(from.path()))
             && opened.newest
             && session.path() != path
+            && !self.table.is_taken(path.remote(), session)
         {
             self.table.moved(session, path);
             self.tell(Event::Moved { handle: session.handle(), path });

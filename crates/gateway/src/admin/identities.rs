@@ -59,11 +59,12 @@ impl Admin {
         self.describe_identity(&loaded, added.ok_or_else(|| internal("the identity vanished"))?)
     }
 
-    /// Takes an identity out of the configuration and deletes its keys: profiles made for it are of no use any more.
+    /// Takes an identity out of the configuration, deletes its keys and ends its sessions: profiles made for it are of
+    /// no use any more.
     ///
     /// # Errors
     /// [`Problem`], worded for people.
-    pub fn remove_identity(&self, name: &str) -> Result<(), Problem> {
+    pub async fn remove_identity(&self, name: &str) -> Result<(), Problem> {
         let loaded = self.loaded();
         if !loaded.config.identity.iter().any(|identity| identity.name == name) {
             return Err(not_found("identity", name));
@@ -76,7 +77,8 @@ impl Admin {
                 identities.retain(|table| table.get("name").and_then(Item::as_str) != Some(name));
             }
         })?;
-        self.keyring().remove_identity(name).map_err(internal)
+        self.keyring().remove_identity(name).map_err(internal)?;
+        self.cut_identities(&[name.to_owned()]).await.map(drop)
     }
 
     /// Gives an identity a new key and certificate. Profiles stay good: they trust the CA.
@@ -112,17 +114,48 @@ impl Admin {
     /// Changes the configuration's text, keeping its comments, and puts the identities in force. A change that
     /// makes no sense is not written.
     fn edit(&self, change: impl FnOnce(&mut DocumentMut)) -> Result<(), Problem> {
+        let _one_at_a_time = self.files();
         let loaded = self.loaded();
         let before = std::fs::read_to_string(&loaded.path)
             .map_err(|error| internal(format!("cannot read {}: {error}", loaded.path.display())))?;
         let mut document: DocumentMut = before.parse().map_err(invalid)?;
         change(&mut document);
         let after = document.to_string();
-        let config = config::parse(&after, &loaded.path).map_err(invalid)?;
+        let written = config::parse(&after, &loaded.path).map_err(invalid)?;
+        // What else has changed in the file is for the next reload to find.
+        let mut config = loaded.config.clone();
+        config.identity = written.identity;
         let next = Loaded { path: loaded.path.clone(), config };
         self.use_identities(&next).map_err(invalid)?;
         super::reload::replace_file(&loaded.path, &after).map_err(internal)?;
         *self.loaded.write().unwrap_or_else(std::sync::PoisonError::into_inner) = std::sync::Arc::new(next);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::InitOptions;
+
+    #[tokio::test]
+    async fn what_else_has_changed_in_the_file_is_left_to_the_next_reload() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = InitOptions { public: vec!["vpn.example.org".into()], ..InitOptions::default() };
+        crate::init::init(directory.path(), options).unwrap();
+        let path = directory.path().join("adit.toml");
+        let admin = Admin::open(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("mtu = 1500", "mtu = 1400").replace("# dns", "dns")).unwrap();
+
+        let request = serde_json::json!({ "name": "ed", "key": "Ed25519", "wrap": "tls-crypt" });
+        admin.add_identity(&serde_json::from_value(request).unwrap()).unwrap();
+
+        let report = admin.reload(true).await.unwrap();
+        assert_eq!(report.needs_restart, ["[tunnel] mtu has changed"]);
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert!(written.contains("mtu = 1400") && written.contains("name = \"ed\""), "{written}");
+        admin.remove_identity("ed").await.unwrap();
+        assert!(!admin.loaded().config.identity.iter().any(|identity| identity.name == "ed"));
     }
 }

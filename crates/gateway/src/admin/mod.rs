@@ -12,7 +12,7 @@ mod users;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use adit_api::Problem;
@@ -42,6 +42,8 @@ pub struct Admin {
     loaded: RwLock<Arc<Loaded>>,
     sites: Sites,
     live: Option<Live>,
+    /// Calls that read a file, or all that is revoked, and write something made of it, one at a time.
+    files: Mutex<()>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -107,7 +109,14 @@ impl Admin {
         live: Option<Live>,
     ) -> Result<Self, AdminFault> {
         sites.refresh(&store)?;
-        Ok(Self { store, keyring, loaded: RwLock::new(Arc::new(loaded)), sites, live })
+        Ok(Self {
+            store,
+            keyring,
+            loaded: RwLock::new(Arc::new(loaded)),
+            sites,
+            live,
+            files: Mutex::default(),
+        })
     }
 
     /// Makes the CRL that is there from the beginning.
@@ -125,6 +134,10 @@ impl Admin {
 
     pub(crate) fn keyring(&self) -> &Keyring {
         &self.keyring
+    }
+
+    fn files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self) -> Change<'static> {
@@ -167,6 +180,8 @@ impl Admin {
     /// Makes the CRL anew from what is revoked.
     fn publish_crl(&self) -> Result<(), Problem> {
         let issuer = self.issuer()?;
+        // Else a list made before the newest revocation could be the last one written.
+        let _one_at_a_time = self.files();
         let mut revoked = Vec::new();
         let mut page = Page::after(None, adit_store::LARGEST_PAGE);
         loop {

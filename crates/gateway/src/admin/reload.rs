@@ -48,12 +48,19 @@ impl Admin {
             let _ = live.desk.send(Ask::Settings(tunnel));
         }
         self.apply_sites()?;
-        for id in &report.sessions_touched {
+        report.sessions_touched = self.cut_identities(&difference.gone).await?;
+        report.applied = true;
+        Ok(report)
+    }
+
+    /// Ends the sessions of these identities; their ids.
+    pub(super) async fn cut_identities(&self, identities: &[String]) -> Result<Vec<String>, Problem> {
+        let sessions = self.sessions_of(identities).await?;
+        for id in &sessions {
             let farewell = Farewell::Restart("the configuration has changed".into());
             self.cut(Which::Session(id.clone()), farewell).await?;
         }
-        report.applied = true;
-        Ok(report)
+        Ok(sessions)
     }
 
     async fn sessions_of(&self, identities: &[String]) -> Result<Vec<String>, Problem> {

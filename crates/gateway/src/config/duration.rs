@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+/// Clocks and certificates count this far, and arithmetic with it never overflows.
+const LONGEST: Duration = Duration::from_secs(1000 * 365 * 86_400);
+
 /// Reads a duration; a bare number counts seconds.
 pub(super) fn parse(text: &str) -> Option<Duration> {
     let text = text.trim();
@@ -42,14 +45,18 @@ enum Written {
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    match Written::deserialize(deserializer)? {
-        Written::Seconds(seconds) => Ok(Duration::from_secs(seconds)),
+    let duration = match Written::deserialize(deserializer)? {
+        Written::Seconds(seconds) => Duration::from_secs(seconds),
         Written::Text(text) => parse(&text).ok_or_else(|| {
             serde::de::Error::custom(format!(
                 "\"{text}\" is not a duration; write for instance \"90s\" or \"30d\""
             ))
-        }),
+        })?,
+    };
+    if duration > LONGEST {
+        return Err(serde::de::Error::custom("a duration of more than 1000 years"));
     }
+    Ok(duration)
 }
 
 #[cfg(test)]

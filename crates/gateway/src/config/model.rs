@@ -422,6 +422,9 @@ impl Config {
         if tunnel.ping.as_secs() == 0 || tunnel.ping_restart <= tunnel.ping {
             return Err("[tunnel] ping is at least 1s, and ping_restart longer than ping".into());
         }
+        if tunnel.max_handshakes == 0 {
+            return Err("[tunnel] max_handshakes = 0: nobody could connect; at least 1".into());
+        }
         if tunnel.ciphers.is_empty() {
             return Err("[tunnel] ciphers is empty".into());
         }

@@ -54,6 +54,8 @@ fn values_that_make_no_sense_are_named_with_the_remedy() {
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmtu = 900", "between 1280 and 9000"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nroutes = \"half\"", "\"full\", or a list"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nping = \"10s\"", "ping_restart longer"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nreneg = 9000000000000000000", "more than 1000 years"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmax_handshakes = 0", "nobody could connect"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nciphers = [\"BF-CBC\"]", "not one of AES-256-GCM"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nsearch = [\"a,b\"]", "not a domain name"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[nat]\nblock = 64", "not supported by this version"),

@@ -18,6 +18,7 @@ use adit_openvpn::Machine;
 use adit_openvpn::data::{Channel, MAX_PEER_ID};
 use adit_openvpn::gate::{Admission, IdentityId};
 use adit_openvpn::machine::{Agreement, Ended, Event, Farewell, Grant, Login, Settings};
+use adit_tunnel::DropReason;
 use ipnet::IpNet;
 
 pub(crate) use self::entry::Which;
@@ -47,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) desk: Sender<Ask>,
     pub(crate) identities: HashMap<IdentityId, IdentityPlan>,
     pub(crate) gateway: String,
+    /// Handshakes over TCP under way at most; those over UDP are bounded by the engine.
+    pub(crate) max_handshakes: usize,
 }
 
 struct ControlThread {
@@ -57,6 +60,9 @@ struct ControlThread {
     entries: HashMap<Handle, Entry>,
     timers: Timers,
     peer_ids: HashSet<u32>,
+    max_handshakes: usize,
+    /// Connections over TCP that carry no data yet.
+    tcp_handshakes: usize,
     clocks: Clocks,
     started: u64,
     refused: u64,
@@ -69,7 +75,7 @@ struct ControlThread {
 
 /// Runs until told to shut down.
 pub(crate) fn run(parts: Parts) {
-    let Parts { engine, inbox, desk, identities, gateway } = parts;
+    let Parts { engine, inbox, desk, identities, gateway, max_handshakes } = parts;
     ControlThread {
         engine,
         desk,
@@ -78,6 +84,8 @@ pub(crate) fn run(parts: Parts) {
         entries: HashMap::new(),
         timers: Timers::default(),
         peer_ids: HashSet::new(),
+        max_handshakes,
+        tcp_handshakes: 0,
         clocks: Clocks::read(),
         started: 0,
         refused: 0,
@@ -155,9 +163,8 @@ impl ControlThread {
             }
             EngineEvent::Control { handle, packet, .. } => self.packet(handle, &packet, now),
             EngineEvent::Moved { handle, path } => {
-                if let Some(entry) = self.entries.get_mut(&handle) {
+                if let Some(entry) = self.entries.get(&handle) {
                     tracing::debug!(session = %entry.id(), remote = %path.remote(), "client moved");
-                    entry.driver.moved(path);
                 }
             }
             EngineEvent::PeerLeft { handle } => {
@@ -204,10 +211,14 @@ impl ControlThread {
         leftover: Vec<u8>,
         now: Instant,
     ) {
+        if self.tcp_handshakes >= self.max_handshakes {
+            return self.engine.drops().count(DropReason::HalfOpenFull);
+        }
         let (Ok(remote), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
         let handle = self.engine.new_handle();
         let path = Path::Stream { connection: handle, remote, local };
         if self.begin(handle, admission, path, now) {
+            self.tcp_handshakes += 1;
             self.engine.tell(Command::Adopt { handle, stream, leftover });
             self.packet(handle, packet, now);
         }
@@ -336,6 +347,7 @@ impl ControlThread {
                  its configuration"
             );
         }
+        self.tcp_handshakes -= usize::from(entry.driver.path().is_stream());
         entry.live = Some(Live { granted, agreement, since: crate::clock::now() });
     }
 
@@ -344,6 +356,7 @@ impl ControlThread {
         let Some(mut entry) = self.entries.remove(&handle) else { return };
         entry.driver.transmit(&self.engine, now);
         self.timers.forget(handle);
+        self.tcp_handshakes -= usize::from(entry.live.is_none() && entry.driver.path().is_stream());
         if let Some(peer_id) = entry.peer_id {
             self.peer_ids.remove(&peer_id);
         }

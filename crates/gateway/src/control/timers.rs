@@ -1,55 +1,45 @@
 //! One deadline for each session.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use adit_engine::Handle;
 
-/// A deadline that is replaced stays in the heap until it comes up, and is then passed over.
+/// Exactly one entry for each session, however often its deadline changes.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    heap: BinaryHeap<Reverse<(Instant, Handle)>>,
+    order: BTreeSet<(Instant, Handle)>,
     current: HashMap<Handle, Instant>,
 }
 
 impl Timers {
     /// Sets the deadline of a session.
     pub(super) fn set(&mut self, handle: Handle, at: Instant) {
-        let before = self.current.insert(handle, at);
-        // An entry that comes up no later will find the new deadline by itself.
-        if before.is_none_or(|before| at < before) {
-            self.heap.push(Reverse((at, handle)));
-        }
+        match self.current.insert(handle, at) {
+            Some(before) if before == at => return,
+            Some(before) => self.order.remove(&(before, handle)),
+            None => false,
+        };
+        self.order.insert((at, handle));
     }
 
     /// Forgets a session.
     pub(super) fn forget(&mut self, handle: Handle) {
-        self.current.remove(&handle);
+        if let Some(at) = self.current.remove(&handle) {
+            self.order.remove(&(at, handle));
+        }
     }
 
-    /// When something may be due.
+    /// When the next deadline is.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.order.first().map(|(at, _)| *at)
     }
 
     /// A session whose deadline has come.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Handle> {
-        loop {
-            let Reverse((at, handle)) = *self.heap.peek()?;
-            if at > now {
-                return None;
-            }
-            self.heap.pop();
-            match self.current.get(&handle) {
-                Some(&due) if due <= now => {
-                    self.current.remove(&handle);
-                    return Some(handle);
-                }
-                Some(&due) => self.heap.push(Reverse((due, handle))),
-                None => {}
-            }
-        }
+        let (_, handle) = *self.order.first().filter(|(at, _)| *at <= now)?;
+        self.forget(handle);
+        Some(handle)
     }
 }
 
@@ -77,6 +67,23 @@ mod tests {
         assert_eq!((timers.pop(at(2)), timers.pop(at(2))), (Some(a), None));
         assert_eq!(timers.pop(at(6)), None);
         assert_eq!((timers.pop(at(7)), timers.pop(at(99))), (Some(b), None));
+    }
+
+    #[test]
+    fn deadlines_that_come_and_go_leave_nothing_behind() {
+        let (a, _) = handles();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut timers = Timers::default();
+        for round in 0..1000 {
+            timers.set(a, at(round + 100));
+            timers.set(a, at(round + 1));
+            assert_eq!(timers.pop(at(round + 1)), Some(a));
+            timers.set(a, at(round + 50));
+        }
+        assert_eq!((timers.order.len(), timers.current.len()), (1, 1));
+        timers.forget(a);
+        assert_eq!((timers.order.len(), timers.current.len()), (0, 0));
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Machine {
                 let Some((message, used)) = parsed.map_err(|f| Ended::Protocol(f.to_string()))? else {
                     continue;
                 };
-                negotiation.plain.drain(..used);
+                negotiation.consume(used);
                 negotiation.theirs = Some(message.source.clone());
                 self.key_message(message, now)?;
                 continue;

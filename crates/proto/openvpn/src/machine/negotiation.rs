@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Instant;
 
+use zeroize::Zeroizing;
+
 use super::Ended;
 use crate::keys::KeySource;
 use crate::packet::{KeyId, Opcode};
@@ -31,7 +33,8 @@ pub(super) struct Negotiation {
     pub(super) keyed_at: Option<Instant>,
     pub(super) promote_at: Option<Instant>,
     pub(super) retire_at: Instant,
-    pub(super) plain: Vec<u8>,
+    /// What the peer has said and nobody has read: secrets at first.
+    pub(super) plain: Zeroizing<Vec<u8>>,
     splitter: Splitter,
 }
 
@@ -59,7 +62,7 @@ impl Negotiation {
             keyed_at: None,
             promote_at: None,
             retire_at: deadline,
-            plain: Vec::new(),
+            plain: Zeroizing::default(),
             splitter: Splitter::default(),
         }
     }
@@ -108,6 +111,13 @@ impl Negotiation {
             return Err(Ended::Protocol("too much data before the key exchange".into()));
         }
         Ok(tls.read(&mut self.plain)? > 0)
+    }
+
+    /// Takes the key message, of this length, out of `plain`, and leaves no copy of its secrets.
+    pub(super) fn consume(&mut self, used: usize) {
+        let used = used.min(self.plain.len());
+        let rest = self.plain.split_off(used);
+        self.plain = Zeroizing::new(rest);
     }
 
     /// The control messages that are complete.
