@@ -250,6 +250,22 @@ impl Gateway {
         assert!(left.is_empty(), "the gateway's machine is not as it was: {left:#?}");
     }
 
+    /// Waits for it to end by itself, with a fault and with its machine as it was; the last line of its errors.
+    ///
+    /// # Panics
+    /// When it does not, or ends as if all were well.
+    #[track_caller]
+    pub fn wait_for_failure(&mut self) -> String {
+        let mut process = self.process.take().expect("the gateway is running");
+        let status = process.wait_for_end(END);
+        self.check_log(&process);
+        assert!(!status.success(), "the gateway ended with {status}: {}", process.err.tail());
+        self.past.extend(process.err.lines());
+        let left = self.left_behind();
+        assert!(left.is_empty(), "the gateway's machine is not as it was: {left:#?}");
+        process.err.lines().pop().unwrap_or_default()
+    }
+
     /// Kills it: no time to tell anybody or to put anything back.
     ///
     /// # Panics

@@ -240,6 +240,25 @@ fn damaged_state_is_named_and_never_replaced() {
     must_work(&network, &mut gateway, &profile);
 }
 
+#[test]
+fn a_gateway_whose_interface_is_taken_away_says_so_and_ends() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    gateway.up();
+    let profile = gateway.add_user("ann", &[]);
+    let client = OpenVpnClient::connect(network.client(0), &profile);
+    ping(client.host(), network.outside_address()).must_all_return();
+
+    network.gateway.ip("link delete adit0");
+
+    let last = gateway.wait_for_failure();
+    assert!(last.contains("no packet could be carried any more: the tun interface is gone"), "{last}");
+    let mark = client.mark();
+    gateway.up();
+    client.wait_until_connected_since(mark, Duration::from_secs(30));
+    ping(client.host(), network.outside_address()).must_all_return();
+}
+
 fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

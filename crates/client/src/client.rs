@@ -65,8 +65,8 @@ pub enum ClientFault {
     /// It was stopped before it was ever connected.
     #[error("stopped before it was connected{}", .0.as_ref().map(|why| format!("; at last: {why}")).unwrap_or_default())]
     NeverConnected(Option<String>),
-    /// Somebody has removed the tun interface.
-    #[error("the interface {interface} is gone: {why}")]
+    /// Most likely somebody has removed the tun interface.
+    #[error("no packet can pass {interface} any more: {why}")]
     InterfaceGone {
         /// Its name.
         interface: String,

@@ -248,7 +248,7 @@ impl<'a> Control<'a> {
                     attempt.give_up(format!("the TCP connection broke: {why}{doubt}"), now);
                 }
             }
-            EngineEvent::TunGone(why) => {
+            EngineEvent::Failed(why) => {
                 let interface = self.parts.network.interface().to_owned();
                 return Err(ClientFault::InterfaceGone { interface, why });
             }

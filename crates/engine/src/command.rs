@@ -122,8 +122,8 @@ pub enum Event {
         /// Why, for the log.
         why: String,
     },
-    /// The tun interface is gone; nothing can be forwarded any more.
-    TunGone(String),
+    /// The tun interface is gone, or the system no longer says what can be read: no packet can be carried any more.
+    Failed(String),
 }
 
 /// What the control plane tells a shard.
@@ -146,8 +146,8 @@ pub enum Command {
         /// Bytes that were read beyond what has been handled.
         leftover: Vec<u8>,
     },
-    /// Judge first packets by this from now on.
-    Gate(Arc<Gate>),
+    /// Judge first packets by this from now on; with `None`, let nobody in.
+    Gate(Option<Arc<Gate>>),
     /// End the thread.
     Stop,
 }

@@ -287,7 +287,7 @@ fn the_tun_interface_going_away_is_told_once_and_does_not_spin() {
     with_rig(false, Cipher::Aes256Gcm, |rig| {
         Netlink::open().unwrap().delete_link("adit0").unwrap();
         let event = rig.events.recv_timeout(LIMIT).unwrap();
-        assert!(matches!(event, Event::TunGone(_)), "{event:?}");
+        assert!(matches!(event, Event::Failed(_)), "{event:?}");
         assert!(rig.events.recv_timeout(Duration::from_millis(100)).is_err());
     });
 }

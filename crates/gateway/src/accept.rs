@@ -63,6 +63,11 @@ impl Reception {
         Ok(())
     }
 
+    /// From now on connections are closed as soon as they come.
+    pub(crate) fn close(&self) {
+        self.undecided.close();
+    }
+
     fn receive(&self, stream: TcpStream, inspect: Duration) {
         let Ok(permit) = Arc::clone(&self.undecided).try_acquire_owned() else {
             return self.engine.drops().count(DropReason::HalfOpenFull);

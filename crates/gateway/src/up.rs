@@ -85,6 +85,9 @@ pub enum UpFault {
     /// Nothing to answer with.
     #[error("the configuration has no {0}: nobody could connect")]
     Missing(&'static str),
+    /// The packet loop has failed.
+    #[error("stopped, because no packet could be carried any more: {0}; start adit anew")]
+    Failed(String),
     /// Threads, signals and the like.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -115,9 +118,9 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
         .thread_name("control-rt")
         .enable_all()
         .build()?;
-    let gateway = Gateway::start(loaded, &runtime)?;
-    let result = runtime.block_on(gateway.serve(ready));
-    gateway.stop(&runtime);
+    let (gateway, failure) = Gateway::start(loaded, &runtime)?;
+    let result = runtime.block_on(gateway.serve(ready, failure));
+    gateway.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -135,8 +138,12 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go.
-    fn start(loaded: Loaded, runtime: &tokio::runtime::Runtime) -> Result<Self, UpFault> {
+    /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go. The
+    /// receiver says why when no packet can be carried any more.
+    fn start(
+        loaded: Loaded,
+        runtime: &tokio::runtime::Runtime,
+    ) -> Result<(Self, oneshot::Receiver<String>), UpFault> {
         let config = loaded.config.clone();
         let state = loaded.state();
         if config.identity.is_empty() {
@@ -180,12 +187,14 @@ impl Gateway {
         })?);
         let tunnel = Arc::new(config.tunnel.clone());
         let desk = Desk::start(store.clone(), tunnel, sites.clone(), control.clone())?;
+        let (failed, failure) = oneshot::channel();
         let parts = control::Parts {
             engine: Arc::clone(&engine),
             inbox: messages,
             desk: desk.questions(),
             identities: plans,
             gateway: store.gateway().to_string(),
+            failed,
             max_handshakes: config.tunnel.max_handshakes,
         };
         let control_thread =
@@ -209,7 +218,7 @@ impl Gateway {
         let reception =
             Reception::new(shared_gate, control.clone(), Arc::clone(&engine), config.unknown.answer);
         let admin = Arc::new(Admin::with(loaded, store, keyring, sites, Some(live))?);
-        Ok(Self {
+        let gateway = Self {
             admin,
             engine,
             control,
@@ -219,10 +228,16 @@ impl Gateway {
             socket,
             listeners: std::sync::Mutex::new(listeners),
             reception,
-        })
+        };
+        Ok((gateway, failure))
     }
 
-    async fn serve(&self, ready: impl FnOnce()) -> Result<(), UpFault> {
+    /// Serves until a signal or a `failure` comes.
+    async fn serve(
+        &self,
+        ready: impl FnOnce(),
+        mut failure: oneshot::Receiver<String>,
+    ) -> Result<(), UpFault> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -236,18 +251,23 @@ impl Gateway {
         self.log_start();
         ready();
         notify(&[sd_notify::NotifyState::Ready]);
-        loop {
+        let result = loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
                 _ = hangup.recv() => self.reload().await,
-                () = &mut api => break,
+                () = &mut api => break Ok(()),
+                // Whoever watches over the program starts it anew; a gateway that carries nothing would look alive.
+                why = &mut failure => {
+                    break Err(UpFault::Failed(why.unwrap_or_else(|_| "the control thread has ended".into())));
+                }
             }
-        }
+        };
         notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping: telling clients to come again");
+        self.reception.close();
         let _ = self.control.ask(|done| Message::Shutdown(DRAIN, done)).await;
-        Ok(())
+        result
     }
 
     async fn reload(&self) {
@@ -266,7 +286,7 @@ impl Gateway {
     }
 
     /// Ends in the order in which nothing is missed: sessions, packets, journal, machine.
-    fn stop(&self, _runtime: &tokio::runtime::Runtime) {
+    fn stop(&self) {
         let (done, _) = oneshot::channel();
         // Already done after an orderly end; else this is the end.
         self.control.offer(Message::Shutdown(Duration::ZERO, done));

@@ -119,7 +119,7 @@ impl Shard {
         let mut received = RecvBatch::new(BATCH, incoming);
         loop {
             if let Err(error) = self.poller.wait(&mut events, None) {
-                tracing::error!(%error, "the packet loop cannot wait any more");
+                self.tell(Event::Failed(format!("the packet loop cannot wait for packets: {error}")));
                 return;
             }
             self.now = clock::monotonic_ms();
@@ -160,7 +160,7 @@ impl Shard {
             Command::Attach(session) => self.table.attach(&session),
             Command::Watch(remote, handle) => self.table.watch(remote, handle),
             Command::Adopt { handle, stream, leftover } => self.adopt(handle, stream, leftover),
-            Command::Gate(gate) => self.gate = Some(gate),
+            Command::Gate(gate) => self.gate = gate,
             Command::Forget(handle, done) => {
                 // What is under way to the peer goes first: it may be the farewell.
                 self.flush();

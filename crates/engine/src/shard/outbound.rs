@@ -75,7 +75,7 @@ impl Shard {
 
     fn tun_is_gone(&mut self, error: &std::io::Error) {
         if !std::mem::replace(&mut self.tun_gone, true) {
-            self.tell(Event::TunGone(error.to_string()));
+            self.tell(Event::Failed(format!("the tun interface is gone: {error}")));
             // Else the loop would spin on the error.
             let _ = self.poller.remove(&self.tun);
         }

@@ -173,7 +173,7 @@ impl Admin {
         let gate = Arc::new(gate);
         live.control.tell(Message::Identities(plans));
         live.gate.set(Arc::clone(&gate));
-        live.engine.tell(Command::Gate(gate));
+        live.engine.tell(Command::Gate(Some(gate)));
         Ok(())
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) identities: HashMap<IdentityId, IdentityPlan>,
     pub(crate) gateway: String,
     /// Handshakes over TCP under way at most; those over UDP are bounded by the engine.
+    /// Told when no packet can be carried any more.
+    pub(crate) failed: tokio::sync::oneshot::Sender<String>,
     pub(crate) max_handshakes: usize,
 }
 
@@ -60,6 +62,7 @@ struct ControlThread {
     entries: HashMap<Handle, Entry>,
     timers: Timers,
     peer_ids: HashSet<u32>,
+    failed: Option<tokio::sync::oneshot::Sender<String>>,
     max_handshakes: usize,
     /// Connections over TCP that carry no data yet.
     tcp_handshakes: usize,
@@ -75,7 +78,7 @@ struct ControlThread {
 
 /// Runs until told to shut down.
 pub(crate) fn run(parts: Parts) {
-    let Parts { engine, inbox, desk, identities, gateway, max_handshakes } = parts;
+    let Parts { engine, inbox, desk, identities, gateway, failed, max_handshakes } = parts;
     ControlThread {
         engine,
         desk,
@@ -84,6 +87,7 @@ pub(crate) fn run(parts: Parts) {
         entries: HashMap::new(),
         timers: Timers::default(),
         peer_ids: HashSet::new(),
+        failed: Some(failed),
         max_handshakes,
         tcp_handshakes: 0,
         clocks: Clocks::read(),
@@ -143,6 +147,8 @@ impl ControlThread {
             }
             Message::Identities(identities) => self.identities = identities,
             Message::Shutdown(patience, done) => {
+                // A client that was answered now would stay with a handshake that nobody finishes.
+                self.engine.tell(Command::Gate(None));
                 let handles: Vec<_> = self.entries.keys().copied().collect();
                 for handle in handles {
                     self.farewell(handle, &Farewell::Restart("gateway restarts".into()), now);
@@ -180,11 +186,11 @@ impl ControlThread {
                     self.drive(handle, now);
                 }
             }
-            EngineEvent::TunGone(why) => {
-                tracing::error!(
-                    why,
-                    "the tun interface is gone; no packets can be forwarded: start adit anew"
-                );
+            EngineEvent::Failed(why) => {
+                if let Some(failed) = self.failed.take() {
+                    // Nobody listens while the gateway ends anyway.
+                    let _ = failed.send(why);
+                }
             }
         }
     }
