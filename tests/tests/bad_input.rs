@@ -255,7 +255,7 @@ fn a_gateway_whose_interface_is_taken_away_says_so_and_ends() {
     assert!(last.contains("no packet could be carried any more: the tun interface is gone"), "{last}");
     let mark = client.mark();
     gateway.up();
-    client.wait_until_connected_since(mark, Duration::from_secs(30));
+    client.wait_until_connected_since(mark, Duration::from_secs(10));
     ping(client.host(), network.outside_address()).must_all_return();
 }
 
