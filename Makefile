@@ -79,7 +79,7 @@ proof-life:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test life --test leak --test joining -- --nocapture
 proof-refusals:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test refusals --test bad_input --test cli -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test refusals --test bad_input --test cli --test profiles -- --nocapture
 proof-client:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture

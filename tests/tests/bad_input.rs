@@ -252,7 +252,7 @@ fn a_gateway_whose_interface_is_taken_away_says_so_and_ends() {
     network.gateway.ip("link delete adit0");
 
     let last = gateway.wait_for_failure();
-    assert!(last.contains("no packet could be carried any more: the tun interface is gone"), "{last}");
+    assert!(last.contains("nobody could be served any more: the tun interface is gone"), "{last}");
     let mark = client.mark();
     gateway.up();
     client.wait_until_connected_since(mark, Duration::from_secs(10));

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_testbed::{AditClient, Host, Network, OpenVpnServer, ServerWrap, Snapshot, TestPki, adit};
+use adit_testbed::{AditClient, Host, Network, OpenVpnServer, ServerWrap, Snapshot, TestPki, adit, ping};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -147,4 +147,27 @@ fn what_cannot_work_is_said_in_one_line_before_anything_is_changed() {
     let said = refusal(&["unshare", "-m", "sh", "-c", hidden, "sh"], &[]);
     assert!(said.contains("/dev/net/tun does not exist"), "{said}");
     assert_eq!(before, Snapshot::take(&host));
+}
+
+#[test]
+fn a_client_whose_interface_is_taken_away_says_so_and_ends() {
+    let network = Network::with_clients(1);
+    let host = network.client(0);
+    let before = Snapshot::take(host);
+    let address = network.gateway_address();
+    let server = OpenVpnServer::start(&network.gateway, address, false, ServerWrap::TlsCrypt, &[]);
+    let mut client = AditClient::connect(host, &server.profile("ann"));
+    ping(host, OpenVpnServer::INNER).must_all_return();
+    let interface = client.connected()["interface"].as_str().expect("a name").to_owned();
+
+    host.ip(&format!("link delete {interface}"));
+
+    assert_eq!(client.process_mut().wait_for_end(SOON).code(), Some(1));
+    let last = client.process().err.lines().pop().unwrap_or_default();
+    assert!(
+        last.contains(&format!("no packet can pass {interface} any more: the tun interface is gone")),
+        "{last}"
+    );
+    let left = before.difference(&Snapshot::take(host));
+    assert!(left.is_empty(), "{left:#?}");
 }

@@ -131,7 +131,7 @@ impl Client {
         privilege::check()?;
         let (mut network, tun) = Network::open(&Place::find()?, profile.dev.as_deref(), &options)?;
         let (sender, inbox) = sync_channel(INBOX);
-        let events = sender.clone();
+        let (events, failed) = (sender.clone(), sender.clone());
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {
             tun,
             sockets: network.sockets()?,
@@ -139,6 +139,10 @@ impl Client {
             mtu: MAX_MTU,
             max_half_open: 0,
             events: Box::new(move |event| events.try_send(Message::Engine(event)).is_ok()),
+            failed: Box::new(move |why| {
+                // The inbox may be full, and the packet loop waits for nobody.
+                std::thread::spawn(move || failed.send(Message::Failed(why)));
+            }),
         })?);
         let means = Means { engine: Arc::clone(&engine), settings: Arc::new(settings), wrap };
         let packets = PacketLoop(engine);

@@ -39,6 +39,8 @@ pub(crate) enum Message {
     Resolved(Answers),
     /// A TCP connection was made, or not; the number says for which attempt.
     Dialled(u64, std::io::Result<TcpStream>),
+    /// No packet can be carried any more.
+    Failed(String),
     /// Leave.
     Stop,
 }
@@ -220,6 +222,10 @@ impl<'a> Control<'a> {
             Message::Engine(event) => self.engine_event(event, now),
             Message::Resolved(answers) => self.resolved(&answers, now),
             Message::Dialled(dial, outcome) => self.dialled(dial, outcome, now),
+            Message::Failed(why) => {
+                let interface = self.parts.network.interface().to_owned();
+                Err(ClientFault::InterfaceGone { interface, why })
+            }
             Message::Stop => self.stop(now),
         }
     }
@@ -247,10 +253,6 @@ impl<'a> Control<'a> {
                     let doubt = if attempt.up.is_some() { "" } else { attempt.doubt(protected) };
                     attempt.give_up(format!("the TCP connection broke: {why}{doubt}"), now);
                 }
-            }
-            EngineEvent::Failed(why) => {
-                let interface = self.parts.network.interface().to_owned();
-                return Err(ClientFault::InterfaceGone { interface, why });
             }
             // Without a gate nobody is admitted.
             EngineEvent::Admitted { .. } => {}

@@ -122,8 +122,6 @@ pub enum Event {
         /// Why, for the log.
         why: String,
     },
-    /// The tun interface is gone, or the system no longer says what can be read: no packet can be carried any more.
-    Failed(String),
 }
 
 /// What the control plane tells a shard.
@@ -166,6 +164,9 @@ pub struct Parts {
     pub max_half_open: usize,
     /// Takes an event, or says that there is no room.
     pub events: Box<dyn Fn(Event) -> bool + Send>,
+    /// Told once, and never waited for, when no packet can be carried any more: the tun interface is gone, or the
+    /// system no longer says what can be read. Not an event: those may find no room.
+    pub failed: Box<dyn FnOnce(String) + Send>,
 }
 
 impl std::fmt::Debug for Parts {

@@ -17,6 +17,7 @@ use adit_store::{
 };
 use ipnet::IpNet;
 
+use crate::alarm::Alarm;
 use crate::clock;
 use crate::config::TunnelConfig;
 use crate::control::{Control, Message};
@@ -124,17 +125,21 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    /// Starts the desk; its decisions go to `control`.
+    /// Starts the desk; its decisions go to `control`. The alarm rings when it ends.
     pub(crate) fn start(
         store: Store,
         settings: Arc<TunnelConfig>,
         sites: Sites,
         control: Control,
+        alarm: Alarm,
     ) -> std::io::Result<Self> {
         let (questions, inbox) = channel();
         let clerk =
             Clerk { store, settings, sites, held: HashMap::new(), by_device: HashMap::new(), control };
-        let thread = std::thread::Builder::new().name("desk".into()).spawn(move || clerk.run(&inbox))?;
+        let thread = std::thread::Builder::new().name("desk".into()).spawn(move || {
+            let _alarm = alarm;
+            clerk.run(&inbox);
+        })?;
         Ok(Self { questions, thread: Some(thread) })
     }
 

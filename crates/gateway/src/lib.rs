@@ -3,6 +3,7 @@
 
 mod accept;
 pub mod admin;
+mod alarm;
 pub mod check;
 mod clock;
 pub mod config;

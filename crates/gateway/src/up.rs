@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::accept::Reception;
 use crate::admin::{Admin, AdminFault, DATABASE, Live};
+use crate::alarm::Alarms;
 use crate::config::{Config, ConfigFault, Loaded};
 use crate::control::{self, Control, Message};
 use crate::desk::Desk;
@@ -85,8 +86,8 @@ pub enum UpFault {
     /// Nothing to answer with.
     #[error("the configuration has no {0}: nobody could connect")]
     Missing(&'static str),
-    /// The packet loop has failed.
-    #[error("stopped, because no packet could be carried any more: {0}; start adit anew")]
+    /// Something without which it is of no use has failed.
+    #[error("stopped, because nobody could be served any more: {0}; start adit anew")]
     Failed(String),
     /// Threads, signals and the like.
     #[error("{0}")]
@@ -118,8 +119,8 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
         .thread_name("control-rt")
         .enable_all()
         .build()?;
-    let (gateway, failure) = Gateway::start(loaded, &runtime)?;
-    let result = runtime.block_on(gateway.serve(ready, failure));
+    let (gateway, alarms) = Gateway::start(loaded, &runtime)?;
+    let result = runtime.block_on(gateway.serve(ready, alarms));
     gateway.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -139,11 +140,8 @@ struct Gateway {
 
 impl Gateway {
     /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go. The
-    /// receiver says why when no packet can be carried any more.
-    fn start(
-        loaded: Loaded,
-        runtime: &tokio::runtime::Runtime,
-    ) -> Result<(Self, oneshot::Receiver<String>), UpFault> {
+    /// alarms ring when a part without which it is of no use has ended.
+    fn start(loaded: Loaded, runtime: &tokio::runtime::Runtime) -> Result<(Self, Alarms), UpFault> {
         let config = loaded.config.clone();
         let state = loaded.state();
         if config.identity.is_empty() {
@@ -173,10 +171,12 @@ impl Gateway {
         let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
         plumbing.apply(&machine_state::wanted(&config.tunnel, &pools, &sites.all()))?;
 
+        let alarms = Alarms::new();
         let (inbox, messages) = sync_channel(INBOX);
         let control = Control::new(inbox);
         let gate = Arc::new(gate);
         let offer = control.clone();
+        let alarm = alarms.alarm("the packet loop");
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {
             tun,
             sockets,
@@ -184,21 +184,24 @@ impl Gateway {
             mtu: config.tunnel.mtu,
             max_half_open: config.tunnel.max_handshakes,
             events: Box::new(move |event| offer.offer(Message::Engine(event))),
+            failed: Box::new(move |why| alarm.ring(why)),
         })?);
         let tunnel = Arc::new(config.tunnel.clone());
-        let desk = Desk::start(store.clone(), tunnel, sites.clone(), control.clone())?;
-        let (failed, failure) = oneshot::channel();
+        let desk =
+            Desk::start(store.clone(), tunnel, sites.clone(), control.clone(), alarms.alarm("the desk"))?;
         let parts = control::Parts {
             engine: Arc::clone(&engine),
             inbox: messages,
             desk: desk.questions(),
             identities: plans,
             gateway: store.gateway().to_string(),
-            failed,
             max_handshakes: config.tunnel.max_handshakes,
         };
-        let control_thread =
-            std::thread::Builder::new().name("control".into()).spawn(move || control::run(parts))?;
+        let alarm = alarms.alarm("the control thread");
+        let control_thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            let _alarm = alarm;
+            control::run(parts);
+        })?;
 
         let socket = loaded.socket();
         let shared_gate = SharedGate::new(gate);
@@ -229,15 +232,11 @@ impl Gateway {
             listeners: std::sync::Mutex::new(listeners),
             reception,
         };
-        Ok((gateway, failure))
+        Ok((gateway, alarms))
     }
 
-    /// Serves until a signal or a `failure` comes.
-    async fn serve(
-        &self,
-        ready: impl FnOnce(),
-        mut failure: oneshot::Receiver<String>,
-    ) -> Result<(), UpFault> {
+    /// Serves until a signal comes or an alarm rings.
+    async fn serve(&self, ready: impl FnOnce(), mut alarms: Alarms) -> Result<(), UpFault> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -258,9 +257,7 @@ impl Gateway {
                 _ = hangup.recv() => self.reload().await,
                 () = &mut api => break Ok(()),
                 // Whoever watches over the program starts it anew; a gateway that carries nothing would look alive.
-                why = &mut failure => {
-                    break Err(UpFault::Failed(why.unwrap_or_else(|_| "the control thread has ended".into())));
-                }
+                why = alarms.ring() => break Err(UpFault::Failed(why)),
             }
         };
         notify(&[sd_notify::NotifyState::Stopping]);

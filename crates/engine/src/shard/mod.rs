@@ -60,7 +60,8 @@ pub(crate) struct Shard {
     bulk: Vec<u8>,
     /// Milliseconds, read once a turn.
     now: u64,
-    tun_gone: bool,
+    /// Taken once it was told.
+    failed: Option<Box<dyn FnOnce(String) + Send>>,
 }
 
 /// A UDP socket with what is to leave through it.
@@ -108,7 +109,7 @@ impl Shard {
             scratch: vec![0; HEADROOM + size.max(crate::stream::MAX_PACKET) + TAILROOM],
             bulk: vec![0; 64 * 1024],
             now: clock::monotonic_ms(),
-            tun_gone: false,
+            failed: Some(parts.failed),
         })
     }
 
@@ -119,8 +120,7 @@ impl Shard {
         let mut received = RecvBatch::new(BATCH, incoming);
         loop {
             if let Err(error) = self.poller.wait(&mut events, None) {
-                self.tell(Event::Failed(format!("the packet loop cannot wait for packets: {error}")));
-                return;
+                return self.fail(format!("the packet loop cannot wait for packets: {error}"));
             }
             self.now = clock::monotonic_ms();
             for event in events.iter() {
@@ -212,6 +212,12 @@ impl Shard {
             self.drops.count(DropReason::ControlQueueFull);
         }
         taken
+    }
+
+    fn fail(&mut self, why: String) {
+        if let Some(failed) = self.failed.take() {
+            failed(why);
+        }
     }
 
     /// Seconds, as data channels want them.

@@ -8,7 +8,7 @@ use adit_wire::ip::Packet;
 use adit_wire::tcp::clamp_mss;
 
 use super::{BATCH, Shard, TURNS};
-use crate::{Event, Path, Session};
+use crate::{Path, Session};
 
 impl Shard {
     pub(super) fn read_tun(&mut self) {
@@ -74,10 +74,8 @@ impl Shard {
     }
 
     fn tun_is_gone(&mut self, error: &std::io::Error) {
-        if !std::mem::replace(&mut self.tun_gone, true) {
-            self.tell(Event::Failed(format!("the tun interface is gone: {error}")));
-            // Else the loop would spin on the error.
-            let _ = self.poller.remove(&self.tun);
-        }
+        // Else the loop would spin on the error.
+        let _ = self.poller.remove(&self.tun);
+        self.fail(format!("the tun interface is gone: {error}"));
     }
 }

@@ -49,8 +49,6 @@ pub(crate) struct Parts {
     pub(crate) identities: HashMap<IdentityId, IdentityPlan>,
     pub(crate) gateway: String,
     /// Handshakes over TCP under way at most; those over UDP are bounded by the engine.
-    /// Told when no packet can be carried any more.
-    pub(crate) failed: tokio::sync::oneshot::Sender<String>,
     pub(crate) max_handshakes: usize,
 }
 
@@ -62,7 +60,6 @@ struct ControlThread {
     entries: HashMap<Handle, Entry>,
     timers: Timers,
     peer_ids: HashSet<u32>,
-    failed: Option<tokio::sync::oneshot::Sender<String>>,
     max_handshakes: usize,
     /// Connections over TCP that carry no data yet.
     tcp_handshakes: usize,
@@ -78,7 +75,7 @@ struct ControlThread {
 
 /// Runs until told to shut down.
 pub(crate) fn run(parts: Parts) {
-    let Parts { engine, inbox, desk, identities, gateway, failed, max_handshakes } = parts;
+    let Parts { engine, inbox, desk, identities, gateway, max_handshakes } = parts;
     ControlThread {
         engine,
         desk,
@@ -87,7 +84,6 @@ pub(crate) fn run(parts: Parts) {
         entries: HashMap::new(),
         timers: Timers::default(),
         peer_ids: HashSet::new(),
-        failed: Some(failed),
         max_handshakes,
         tcp_handshakes: 0,
         clocks: Clocks::read(),
@@ -184,12 +180,6 @@ impl ControlThread {
                     tracing::debug!(session = %entry.id(), why, "connection closed");
                     entry.driver.close(&Farewell::Silent, now);
                     self.drive(handle, now);
-                }
-            }
-            EngineEvent::Failed(why) => {
-                if let Some(failed) = self.failed.take() {
-                    // Nobody listens while the gateway ends anyway.
-                    let _ = failed.send(why);
                 }
             }
         }
