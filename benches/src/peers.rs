@@ -4,6 +4,8 @@ use adit_testbed::{Gateway, Network, OpenVpnServer, ServerWrap};
 
 /// A port of adit's, since OpenVPN's server has its own.
 const PORT: i64 = 1195;
+/// Both peers' keepalive and patience, in seconds: what is measured is not to be keepalives.
+const KEEPALIVE: [&str; 2] = ["60", "300"];
 
 /// adit on a port of its own, for UDP and TCP, with the identity `default`: P-256, tls-crypt-v2.
 pub(crate) fn adit(network: &Network) -> Gateway {
@@ -16,6 +18,8 @@ pub(crate) fn adit(network: &Network) -> Gateway {
     });
     // OpenVPN's server has a CA of that kind too.
     gateway.replace_ca("P-256");
+    gateway.set("tunnel", "ping", &format!("\"{}s\"", KEEPALIVE[0]));
+    gateway.set("tunnel", "ping_restart", &format!("\"{}s\"", KEEPALIVE[1]));
     gateway.env("ADIT_LOG", "warn");
     gateway.up();
     gateway
@@ -28,6 +32,6 @@ pub(crate) fn openvpn(network: &Network, tcp: bool, options: &[&str]) -> OpenVpn
         network.gateway_address(),
         tcp,
         ServerWrap::TlsCryptV2,
-        &[&["--verb", "1"], options].concat(),
+        &[&["--verb", "1", "--keepalive", KEEPALIVE[0], KEEPALIVE[1]], options].concat(),
     )
 }

@@ -25,6 +25,7 @@ use crate::commands::Context;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    adit_host::limits::share_one_heap();
     let cli = Cli::parse();
     start_log();
     let json = cli.json;

@@ -121,7 +121,7 @@ impl<'a> Control<'a> {
         if let Phase::Talking(attempt) = &mut self.phase {
             // After a fault there is no time to wait whether the server has heard it.
             attempt.driver.close(&Farewell::Exit, Instant::now());
-            attempt.driver.transmit(&self.parts.means.engine, Instant::now());
+            attempt.driver.transmit(&self.parts.means.engine, &mut Vec::new(), Instant::now());
         }
         let outcome = match outcome {
             Ok(()) if !self.was_up => Err(ClientFault::NeverConnected(self.why.take())),
@@ -286,7 +286,7 @@ impl<'a> Control<'a> {
         }
         let engine = self.engine();
         if let Some(attempt) = self.current() {
-            attempt.driver.transmit(&engine, now);
+            attempt.driver.transmit(&engine, &mut Vec::new(), now);
         }
         Ok(())
     }
@@ -343,7 +343,7 @@ impl<'a> Control<'a> {
                 return Ok(());
             }
         };
-        attempt.driver.transmit(&engine, now);
+        attempt.driver.transmit(&engine, &mut Vec::new(), now);
         engine.tell(Command::Forget(attempt.driver.handle(), None));
         if leaving {
             return Ok(());

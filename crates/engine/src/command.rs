@@ -2,17 +2,17 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use adit_host::poll::Waker;
 use adit_host::tun::Tun;
-use adit_host::udp::UdpSocket;
+use adit_host::udp::{SendFault, UdpSocket};
 use adit_openvpn::gate::{Admission, Gate};
 use adit_openvpn::packet::SessionId;
-use adit_tunnel::Drops;
+use adit_tunnel::{DropReason, Drops};
 
 use crate::Session;
 use crate::shard::Shard;
@@ -127,8 +127,8 @@ pub enum Event {
 /// What the control plane tells a shard.
 #[derive(Debug)]
 pub enum Command {
-    /// Send a control packet or a sealed data packet on this path.
-    Transmit(Path, Vec<u8>),
+    /// Send a control packet or a sealed data packet over this connection.
+    Write(Handle, Vec<u8>),
     /// Carry this session's data packets from now on.
     Attach(Arc<Session>),
     /// Forget a session and everything that leads to it. The sender is told when it is done.
@@ -208,6 +208,9 @@ const COMMANDS: usize = 16 * 1024;
 pub struct Engine {
     commands: SyncSender<Command>,
     waker: Arc<Waker>,
+    /// There are commands that were not looked at.
+    news: Arc<AtomicBool>,
+    sockets: Arc<[UdpSocket]>,
     handles: Arc<AtomicU64>,
     drops: Arc<Drops>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -217,21 +220,50 @@ pub struct Engine {
 ///
 /// # Errors
 /// When the process is out of descriptors or threads.
-pub fn start(parts: Parts) -> Result<Engine, StartFault> {
+pub fn start(mut parts: Parts) -> Result<Engine, StartFault> {
+    let sockets: Arc<[UdpSocket]> = std::mem::take(&mut parts.sockets).into();
     let (commands, inbox): (_, Receiver<Command>) = sync_channel(COMMANDS);
     let waker = Arc::new(Waker::new()?);
     let handles = Arc::new(AtomicU64::new(1));
     let drops = Arc::new(Drops::default());
-    let shard = Shard::new(parts, inbox, Arc::clone(&waker), Arc::clone(&handles), Arc::clone(&drops))?;
+    let news = Arc::new(AtomicBool::new(false));
+    let shared = Shared {
+        sockets: Arc::clone(&sockets),
+        waker: Arc::clone(&waker),
+        news: Arc::clone(&news),
+        handles: Arc::clone(&handles),
+        drops: Arc::clone(&drops),
+    };
+    let shard = Shard::new(parts, inbox, shared)?;
     let thread = std::thread::Builder::new().name("shard-0".into()).spawn(move || shard.run())?;
-    Ok(Engine { commands, waker, handles, drops, thread: Mutex::new(Some(thread)) })
+    Ok(Engine { commands, waker, news, sockets, handles, drops, thread: Mutex::new(Some(thread)) })
 }
 
 impl Engine {
     /// Hands a command to the shard. It is lost when the shard has ended.
     pub fn tell(&self, command: Command) {
+        // A session matters with its first packet, and that wakes the shard itself.
+        let urgent = !matches!(command, Command::Attach(_));
         if self.commands.send(command).is_ok() {
-            self.waker.wake();
+            self.news.store(true, Ordering::Release);
+            if urgent {
+                self.waker.wake();
+            }
+        }
+    }
+
+    /// Sends a control packet or a sealed data packet on this path. A datagram leaves at once and from this thread,
+    /// without waiting: handing it to the shard would cost more than sending it. What commands told before is known
+    /// to the shard when the answer arrives.
+    pub fn transmit(&self, path: Path, packet: &[u8]) {
+        match path {
+            Path::Udp { socket, remote, local } => {
+                let Some(socket) = self.sockets.get(socket) else { return };
+                if let Err(error) = socket.send_to(packet, remote, Some(local.ip())) {
+                    self.drops.count(send_drop(&error));
+                }
+            }
+            Path::Stream { connection, .. } => self.tell(Command::Write(connection, packet.to_vec())),
         }
     }
 
@@ -263,6 +295,24 @@ impl Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// What a datagram that could not be sent is counted as.
+fn send_drop(error: &io::Error) -> DropReason {
+    if error.kind() == io::ErrorKind::WouldBlock || SendFault::of(error) == SendFault::NoBuffers {
+        DropReason::OutputSaturation
+    } else {
+        DropReason::SendError
+    }
+}
+
+/// What a shard shares with the handle to it.
+pub(crate) struct Shared {
+    pub(crate) sockets: Arc<[UdpSocket]>,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) news: Arc<AtomicBool>,
+    pub(crate) handles: Arc<AtomicU64>,
+    pub(crate) drops: Arc<Drops>,
 }
 
 pub(crate) fn next_handle(handles: &AtomicU64) -> Handle {

@@ -11,9 +11,6 @@ use adit_tunnel::{DropReason, Entropy, PeerFault};
 
 use crate::{Command, Engine, Handle, Path, Session, Sources};
 
-/// Longest control packet, roughly.
-const PACKET: usize = 1280;
-
 /// A control machine, the way to its peer, and the session once data packets may pass.
 ///
 /// After each call that takes `now`, act on [`next_event`](Self::next_event) until there is none, then call
@@ -93,13 +90,11 @@ impl Driver {
         self.machine.poll_event()
     }
 
-    /// Sends all that the machine has to send.
-    pub fn transmit(&mut self, engine: &Engine, now: Instant) {
+    /// Sends all that the machine has to send. `scratch` is room for one packet, to be used again and again.
+    pub fn transmit(&mut self, engine: &Engine, scratch: &mut Vec<u8>, now: Instant) {
         let path = self.path();
-        let mut packet = Vec::with_capacity(PACKET);
-        while self.machine.poll_transmit(&mut packet, now).is_some() {
-            let next = Vec::with_capacity(PACKET);
-            engine.tell(Command::Transmit(path, std::mem::replace(&mut packet, next)));
+        while self.machine.poll_transmit(scratch, now).is_some() {
+            engine.transmit(path, scratch);
         }
     }
 

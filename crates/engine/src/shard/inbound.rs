@@ -14,6 +14,7 @@ use adit_wire::tcp::clamp_mss;
 
 use super::{Shard, TURNS};
 use crate::command::next_handle;
+use crate::table::Table;
 use crate::{Event, Path, Session};
 
 /// A datagram with where it came from.
@@ -34,7 +35,7 @@ impl Shard {
     pub(super) fn read_socket(&mut self, index: usize, received: &mut RecvBatch) {
         for _ in 0..TURNS {
             let Some(socket) = self.sockets.get(index) else { return };
-            let count = match socket.socket.recv_batch(received) {
+            let count = match socket.recv_batch(received) {
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // What ICMP reports about an earlier datagram; anyone can forge it.
@@ -76,8 +77,8 @@ impl Shard {
             .map(|bytes| u32::from_be_bytes(*bytes) & 0x00ff_ffff);
         let peer = peer.ok_or(DropReason::Malformed)?;
         // A server's packets need not carry the id that it gave out.
-        let session = self.table.by_peer(peer).or_else(|| self.table.by_remote(from.remote));
-        let session = Arc::clone(session.ok_or(DropReason::UnknownPeer)?);
+        let find = |table: &Table| table.by_peer(peer).or_else(|| table.by_remote(from.remote)).cloned();
+        let session = self.find(find).ok_or(DropReason::UnknownPeer)?;
         if session.path().is_stream() {
             return Err(DropReason::UnknownPeer);
         }
@@ -85,7 +86,8 @@ impl Shard {
     }
 
     fn data_v1(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<(), DropReason> {
-        let session = Arc::clone(self.table.by_remote(from.remote).ok_or(DropReason::UnknownPeer)?);
+        let session =
+            self.find(|table| table.by_remote(from.remote).cloned()).ok_or(DropReason::UnknownPeer)?;
         self.data(&session, buf, len, None)
     }
 
@@ -152,7 +154,8 @@ impl Shard {
     }
 
     fn control(&mut self, packet: &[u8], from: Origin) -> Result<(), DropReason> {
-        if let Some(handle) = self.table.control(from.remote, SessionId::of_packet(packet)) {
+        let id = SessionId::of_packet(packet);
+        if let Some(handle) = self.find(|table| table.control(from.remote, id)) {
             self.tell(Event::Control { handle, path: from.path(), packet: packet.to_vec() });
             return Ok(());
         }
@@ -162,7 +165,7 @@ impl Shard {
         match gate.datagram(packet, from.remote, from.local, moment) {
             Verdict::Drop(reason) => Err(reason),
             Verdict::Reply(reply) => {
-                self.transmit(from.path(), &reply);
+                self.queue_copy(from.socket, from.remote, from.local, &reply);
                 Ok(())
             }
             Verdict::Admit(_) if self.table.half_open() >= self.max_half_open => {

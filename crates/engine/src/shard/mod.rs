@@ -5,22 +5,24 @@ mod outbound;
 mod streams;
 
 use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use adit_host::clock;
 use adit_host::poll::{Events, Interest, Poller, Waker};
 use adit_host::tun::Tun;
-use adit_host::udp::{RecvBatch, SendBatch, SendFault, Slots, UdpSocket};
+use adit_host::udp::{RecvBatch, SendBatch, SendFault, SendSlot, Slots, UdpSocket};
 use adit_openvpn::gate::Gate;
 use adit_tunnel::{DropReason, Drops, HEADROOM, TAILROOM};
 use rustc_hash::FxHashMap;
 
-use crate::command::{Command, Parts};
+use crate::command::{Command, Parts, Shared};
 use crate::stream::{Connection, Spare};
 use crate::table::Table;
-use crate::{Event, Handle, Path};
+use crate::{Event, Handle};
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
@@ -39,7 +41,9 @@ const SOCKETS: u64 = u64::MAX - 1_000_000;
 /// See the module's text.
 pub(crate) struct Shard {
     tun: Tun,
-    sockets: Vec<Socket>,
+    sockets: Arc<[UdpSocket]>,
+    /// What is to leave through each of them.
+    outgoing: Vec<SendBatch>,
     gate: Option<Arc<Gate>>,
     table: Table,
     connections: FxHashMap<Handle, Connection>,
@@ -48,6 +52,7 @@ pub(crate) struct Shard {
     dirty: Vec<Handle>,
     poller: Poller,
     waker: Arc<Waker>,
+    news: Arc<AtomicBool>,
     inbox: Receiver<Command>,
     handles: Arc<AtomicU64>,
     drops: Arc<Drops>,
@@ -62,37 +67,25 @@ pub(crate) struct Shard {
     now: u64,
     /// Taken once it was told.
     failed: Option<Box<dyn FnOnce(String) + Send>>,
-}
-
-/// A UDP socket with what is to leave through it.
-struct Socket {
-    socket: UdpSocket,
-    batch: SendBatch,
+    /// It is time to end.
+    stopping: bool,
 }
 
 impl Shard {
-    pub(crate) fn new(
-        parts: Parts,
-        inbox: Receiver<Command>,
-        waker: Arc<Waker>,
-        handles: Arc<AtomicU64>,
-        drops: Arc<Drops>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(parts: Parts, inbox: Receiver<Command>, shared: Shared) -> io::Result<Self> {
+        let Shared { sockets, waker, news, handles, drops } = shared;
         let size = (usize::from(parts.mtu) + OVERHEAD).max(MIN_SLOT);
         let poller = Poller::new()?;
         poller.add(&parts.tun, TUN, Interest::READ)?;
         poller.add(waker.as_ref(), WAKER, Interest::READ)?;
-        for (index, socket) in parts.sockets.iter().enumerate() {
+        for (index, socket) in sockets.iter().enumerate() {
             poller.add(socket, SOCKETS + index as u64, Interest::READ)?;
         }
         let outgoing = Slots { size, headroom: HEADROOM, tailroom: TAILROOM };
         Ok(Self {
             tun: parts.tun,
-            sockets: parts
-                .sockets
-                .into_iter()
-                .map(|socket| Socket { socket, batch: SendBatch::new(BATCH, outgoing) })
-                .collect(),
+            outgoing: sockets.iter().map(|_| SendBatch::new(BATCH, outgoing)).collect(),
+            sockets,
             gate: parts.gate,
             table: Table::default(),
             connections: FxHashMap::default(),
@@ -100,6 +93,7 @@ impl Shard {
             dirty: Vec::new(),
             poller,
             waker,
+            news,
             inbox,
             handles,
             drops,
@@ -110,6 +104,7 @@ impl Shard {
             bulk: vec![0; 64 * 1024],
             now: clock::monotonic_ms(),
             failed: Some(parts.failed),
+            stopping: false,
         })
     }
 
@@ -126,9 +121,9 @@ impl Shard {
             for event in events.iter() {
                 match event.token {
                     WAKER => {
-                        if !self.obey() {
-                            return;
-                        }
+                        // First this: who tells something from here on wakes the shard once more.
+                        self.waker.drain();
+                        self.obey();
                     }
                     TUN => self.read_tun(),
                     token if token >= SOCKETS => self.read_socket((token - SOCKETS) as usize, &mut received),
@@ -136,17 +131,25 @@ impl Shard {
                 }
             }
             self.flush();
+            if self.stopping {
+                return;
+            }
         }
     }
 
-    /// Carries out commands; false when it is time to stop.
+    /// Carries out the commands that have come; says whether there were any.
+    ///
+    /// Also done when something cannot be found: control packets leave from other threads, so the answer to one may be
+    /// here before the command that it follows from was looked at, and a session's attachment wakes nobody.
     fn obey(&mut self) -> bool {
-        self.waker.drain();
+        if !self.news.load(Ordering::Relaxed) || !self.news.swap(false, Ordering::Acquire) {
+            return false;
+        }
         loop {
             match self.inbox.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
-                    self.flush();
-                    return false;
+                    self.stopping = true;
+                    return true;
                 }
                 Ok(command) => self.carry_out(command),
                 Err(TryRecvError::Empty) => return true,
@@ -156,7 +159,7 @@ impl Shard {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Transmit(path, packet) => self.transmit(path, &packet),
+            Command::Write(connection, packet) => self.write_control(connection, &packet),
             Command::Attach(session) => self.table.attach(&session),
             Command::Watch(remote, handle) => self.table.watch(remote, handle),
             Command::Adopt { handle, stream, leftover } => self.adopt(handle, stream, leftover),
@@ -175,33 +178,47 @@ impl Shard {
         }
     }
 
-    /// Sends a control packet or a sealed data packet.
-    fn transmit(&mut self, path: Path, packet: &[u8]) {
-        match path {
-            Path::Udp { socket, remote, local } => {
-                let Some(socket) = self.sockets.get_mut(socket) else { return };
-                if socket.batch.len() == BATCH {
-                    socket.flush(&self.drops);
-                }
-                let Some(mut slot) = socket.batch.reserve() else {
-                    self.drops.count(DropReason::OutputSaturation);
-                    return;
-                };
-                let start = slot.headroom();
-                match slot.payload().get_mut(..packet.len()) {
-                    Some(place) => place.copy_from_slice(packet),
-                    None => return self.drops.count(DropReason::TooBig),
-                }
-                slot.commit(start..start + packet.len(), remote, Some(local.ip()));
-            }
-            Path::Stream { connection, .. } => self.write_control(connection, packet),
+    /// Looks into the table, and once more if it was to be changed meanwhile.
+    fn find<T>(&mut self, look: impl Fn(&Table) -> Option<T>) -> Option<T> {
+        look(&self.table).or_else(|| if self.obey() { look(&self.table) } else { None })
+    }
+
+    /// Queues a datagram of ours for the end of the turn: `write` puts it into the slot it is given and says where.
+    fn queue(
+        &mut self,
+        socket: usize,
+        remote: SocketAddr,
+        local: SocketAddr,
+        write: impl FnOnce(&mut SendSlot<'_>) -> Result<Range<usize>, DropReason>,
+    ) -> Result<(), DropReason> {
+        let (through, batch) =
+            self.sockets.get(socket).zip(self.outgoing.get_mut(socket)).ok_or(DropReason::SendError)?;
+        if batch.len() == BATCH {
+            flush(through, batch, &self.drops);
+        }
+        let mut slot = batch.reserve().ok_or(DropReason::OutputSaturation)?;
+        let range = write(&mut slot)?;
+        slot.commit(range, remote, Some(local.ip()));
+        Ok(())
+    }
+
+    /// Queues a datagram that is complete.
+    fn queue_copy(&mut self, socket: usize, remote: SocketAddr, local: SocketAddr, datagram: &[u8]) {
+        let queued = self.queue(socket, remote, local, |slot| {
+            let start = slot.headroom();
+            let place = slot.payload().get_mut(..datagram.len()).ok_or(DropReason::TooBig)?;
+            place.copy_from_slice(datagram);
+            Ok(start..start + datagram.len())
+        });
+        if let Err(reason) = queued {
+            self.drops.count(reason);
         }
     }
 
     /// Sends what has been queued in this turn.
     fn flush(&mut self) {
-        for socket in &mut self.sockets {
-            socket.flush(&self.drops);
+        for (socket, batch) in self.sockets.iter().zip(&mut self.outgoing) {
+            flush(socket, batch, &self.drops);
         }
         self.flush_streams();
     }
@@ -226,18 +243,16 @@ impl Shard {
     }
 }
 
-impl Socket {
-    fn flush(&mut self, drops: &Drops) {
-        if self.batch.is_empty() {
-            return;
-        }
-        let flushed = self.socket.flush(&mut self.batch);
-        if flushed.blocked {
-            // Waiting would make a queue of it; a full link drops as well.
-            drops.add(DropReason::OutputSaturation, self.batch.clear() as u64);
-        }
-        let saturated = flushed.dropped.of(SendFault::NoBuffers);
-        drops.add(DropReason::OutputSaturation, saturated as u64);
-        drops.add(DropReason::SendError, (flushed.dropped.total() - saturated) as u64);
+fn flush(socket: &UdpSocket, batch: &mut SendBatch, drops: &Drops) {
+    if batch.is_empty() {
+        return;
     }
+    let flushed = socket.flush(batch);
+    if flushed.blocked {
+        // Waiting would make a queue of it; a full link drops as well.
+        drops.add(DropReason::OutputSaturation, batch.clear() as u64);
+    }
+    let saturated = flushed.dropped.of(SendFault::NoBuffers);
+    drops.add(DropReason::OutputSaturation, saturated as u64);
+    drops.add(DropReason::SendError, (flushed.dropped.total() - saturated) as u64);
 }

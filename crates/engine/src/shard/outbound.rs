@@ -1,7 +1,6 @@
 //! From the inside out: inner packets to datagrams.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 
 use adit_tunnel::{DropReason, HEADROOM, TAILROOM};
 use adit_wire::ip::Packet;
@@ -33,7 +32,8 @@ impl Shard {
     fn inner_packet(&mut self, buf: &mut [u8], len: usize) -> Result<(), DropReason> {
         let packet = buf.get_mut(HEADROOM..HEADROOM + len).ok_or(DropReason::Malformed)?;
         let view = Packet::parse(packet).map_err(|_| DropReason::Malformed)?;
-        let session = Arc::clone(self.table.owner(view.destination()).ok_or(DropReason::NoRoute)?);
+        let destination = view.destination();
+        let session = self.find(|table| table.owner(destination).cloned()).ok_or(DropReason::NoRoute)?;
         if session.is_closed() {
             return Err(DropReason::SessionClosed);
         }
@@ -53,24 +53,17 @@ impl Shard {
     }
 
     fn seal_datagram(&mut self, session: &Session, buf: &mut [u8], len: usize) -> Result<(), DropReason> {
-        let path = session.path();
-        let Path::Udp { socket, remote, local } = path else { return Ok(()) };
+        let Path::Udp { socket, remote, local } = session.path() else { return Ok(()) };
         let packet = buf.get(HEADROOM..HEADROOM + len).ok_or(DropReason::TooBig)?;
-        if let Some(result) =
-            session.channel().seal_cut(packet, &mut |datagram| self.transmit(path, datagram))
-        {
+        let mut send_piece = |datagram: &[u8]| self.queue_copy(socket, remote, local, datagram);
+        if let Some(result) = session.channel().seal_cut(packet, &mut send_piece) {
             return result;
         }
-        let socket = self.sockets.get_mut(socket).ok_or(DropReason::SendError)?;
-        if socket.batch.len() == BATCH {
-            socket.flush(&self.drops);
-        }
-        let mut slot = socket.batch.reserve().ok_or(DropReason::OutputSaturation)?;
-        let start = slot.headroom();
-        slot.payload().get_mut(..len).ok_or(DropReason::TooBig)?.copy_from_slice(packet);
-        let range = session.channel().seal(slot.buffer(), start..start + len)?;
-        slot.commit(range, remote, Some(local.ip()));
-        Ok(())
+        self.queue(socket, remote, local, |slot| {
+            let start = slot.headroom();
+            slot.payload().get_mut(..len).ok_or(DropReason::TooBig)?.copy_from_slice(packet);
+            session.channel().seal(slot.buffer(), start..start + len)
+        })
     }
 
     fn tun_is_gone(&mut self, error: &std::io::Error) {

@@ -30,6 +30,8 @@ use crate::desk::{Ask, Decision, Granted, Login as Question};
 /// Rates are those of about this long.
 const RATE_OVER: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// Messages taken before the timers are looked at.
+const AT_ONCE: usize = 16;
 
 /// An identity as sessions use it.
 #[derive(Debug, Clone)]
@@ -59,6 +61,10 @@ struct ControlThread {
     gateway: String,
     entries: HashMap<Handle, Entry>,
     timers: Timers,
+    /// The session that may have something to send; it does before another is looked at.
+    unsent: Option<Handle>,
+    /// Room for one packet.
+    scratch: Vec<u8>,
     peer_ids: HashSet<u32>,
     max_handshakes: usize,
     /// Connections over TCP that carry no data yet.
@@ -83,6 +89,8 @@ pub(crate) fn run(parts: Parts) {
         gateway,
         entries: HashMap::new(),
         timers: Timers::default(),
+        unsent: None,
+        scratch: Vec::new(),
         peer_ids: HashSet::new(),
         max_handshakes,
         tcp_handshakes: 0,
@@ -118,10 +126,15 @@ impl ControlThread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            // What waits already for the same session comes first, so that one packet answers all of it.
+            for message in inbox.try_iter().take(AT_ONCE) {
+                self.handle(message, Instant::now());
+            }
             let now = Instant::now();
             while let Some(handle) = self.timers.pop(now) {
                 self.timeout(handle, now);
             }
+            self.transmit(None, now);
         }
     }
 
@@ -232,7 +245,7 @@ impl ControlThread {
         self.drive(handle, now);
     }
 
-    /// Acts on what a machine has to say, sends what it has to send, and sets its timer.
+    /// Acts on what a machine has to say; what it has to send is sent before another session is looked at.
     fn drive(&mut self, handle: Handle, now: Instant) {
         while let Some(event) = self.entries.get_mut(&handle).and_then(|entry| entry.driver.next_event()) {
             match event {
@@ -243,9 +256,20 @@ impl ControlThread {
                 Event::Pushed(_) | Event::Notice(_) => {}
             }
         }
+        if let Some(entry) = self.entries.get_mut(&handle) {
+            entry.note_failure();
+            self.transmit(Some(handle), now);
+        }
+    }
+
+    /// Sends what the session under `unsent` has to send and sets its timer, unless it is still the one to go on with.
+    fn transmit(&mut self, next: Option<Handle>, now: Instant) {
+        if self.unsent == next {
+            return;
+        }
+        let Some(handle) = std::mem::replace(&mut self.unsent, next) else { return };
         let Some(entry) = self.entries.get_mut(&handle) else { return };
-        entry.note_failure();
-        entry.driver.transmit(&self.engine, now);
+        entry.driver.transmit(&self.engine, &mut self.scratch, now);
         if let Some(at) = entry.driver.next_timeout() {
             self.timers.set(handle, at);
         }
@@ -350,7 +374,7 @@ impl ControlThread {
     /// A session is over: nothing leads to it any more, and its addresses are free.
     fn finish(&mut self, handle: Handle, why: &Ended, now: Instant) {
         let Some(mut entry) = self.entries.remove(&handle) else { return };
-        entry.driver.transmit(&self.engine, now);
+        entry.driver.transmit(&self.engine, &mut self.scratch, now);
         self.timers.forget(handle);
         self.tcp_handshakes -= usize::from(entry.live.is_none() && entry.driver.path().is_stream());
         if let Some(peer_id) = entry.peer_id {

@@ -17,6 +17,10 @@ const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 const MIN_TIMEOUT: Duration = Duration::from_millis(300);
 /// On a path that loses a third of everything, more patience than this would be given up for a dead peer.
 const MAX_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long an acknowledgement may wait for a message to ride on.
+const ACK_DELAY: Duration = Duration::from_millis(20);
+/// As many owed go at once: a sender's window may be as small as four.
+const ACK_AT_ONCE: usize = 3;
 /// Later messages acknowledged before a hole is taken for a loss.
 const FAST_RETRANSMIT: u8 = 3;
 
@@ -153,33 +157,52 @@ pub struct ReceiveWindow {
     early: [Option<Vec<u8>>; RECEIVE_WINDOW as usize],
     owed: VecDeque<u32>,
     recent: VecDeque<u32>,
+    patience: Duration,
+    /// When the first of those owed is due.
+    due: Option<Instant>,
+}
+
+/// When a receiver acknowledges what nothing is sent in answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// Without waiting: a server goes on only when all it sent was acknowledged.
+    AtOnce,
+    /// After a moment, for the answer often follows.
+    Lazily,
 }
 
 impl ReceiveWindow {
     /// A window that expects `first`.
     #[must_use]
-    pub fn new(first: u32) -> Self {
-        Self { next: first, early: Default::default(), owed: VecDeque::new(), recent: VecDeque::new() }
+    pub fn new(first: u32, acknowledge: Acknowledge) -> Self {
+        Self {
+            next: first,
+            early: Default::default(),
+            owed: VecDeque::new(),
+            recent: VecDeque::new(),
+            patience: if acknowledge == Acknowledge::Lazily { ACK_DELAY } else { Duration::ZERO },
+            due: None,
+        }
     }
 
     /// Takes a message. In-order content comes out of [`pop`](Self::pop).
-    pub fn receive(&mut self, id: u32, payload: &[u8]) -> Received {
+    pub fn receive(&mut self, id: u32, payload: &[u8], now: Instant) -> Received {
         let ahead = id.wrapping_sub(self.next);
         if ahead < RECEIVE_WINDOW {
-            self.owe(id);
             let slot = &mut self.early[(id % RECEIVE_WINDOW) as usize];
-            if slot.is_some() {
-                return Received::Duplicate;
+            if slot.is_none() {
+                *slot = Some(payload.to_vec());
+                self.owe(id, now, self.patience);
+                return Received::New;
             }
-            *slot = Some(payload.to_vec());
-            return Received::New;
         }
         // Half of the number space lies behind, half ahead.
-        if ahead > u32::MAX / 2 {
-            self.owe(id);
-            return Received::Duplicate;
+        if (RECEIVE_WINDOW..=u32::MAX / 2).contains(&ahead) {
+            return Received::Beyond;
         }
-        Received::Beyond
+        // The peer repeats itself: the first acknowledgement was lost.
+        self.owe(id, now, Duration::ZERO);
+        Received::Duplicate
     }
 
     /// The next message in order.
@@ -195,6 +218,12 @@ impl ReceiveWindow {
         !self.owed.is_empty()
     }
 
+    /// When they are to be sent, if no message is.
+    #[must_use]
+    pub fn acknowledge_at(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// Takes acknowledgements for a packet: owed ones first, then recent ones once more, because
     /// acknowledgements get lost too.
     pub fn take_acks(&mut self, on_a_message: bool) -> Acks {
@@ -205,6 +234,9 @@ impl ReceiveWindow {
             acks.push(id);
             self.recent.retain(|&old| old != id);
             self.recent.push_front(id);
+        }
+        if self.owed.is_empty() {
+            self.due = None;
         }
         self.recent.truncate(crate::packet::MAX_ACKS);
         let owed = acks.as_slice().len();
@@ -217,7 +249,7 @@ impl ReceiveWindow {
         acks
     }
 
-    fn owe(&mut self, id: u32) {
+    fn owe(&mut self, id: u32, now: Instant, patience: Duration) {
         if !self.owed.contains(&id) {
             // A peer that floods duplicates is owed no more than the newest of them.
             if self.owed.len() >= 2 * RECEIVE_WINDOW as usize {
@@ -225,6 +257,8 @@ impl ReceiveWindow {
             }
             self.owed.push_back(id);
         }
+        let due = if self.owed.len() < ACK_AT_ONCE { now + patience } else { now };
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 }
 
@@ -295,42 +329,74 @@ mod tests {
 
     #[test]
     fn messages_come_out_in_order_and_once() {
-        let mut window = ReceiveWindow::new(0);
-        assert_eq!(window.receive(1, b"b"), Received::New);
+        let now = Instant::now();
+        let mut window = ReceiveWindow::new(0, Acknowledge::Lazily);
+        assert_eq!(window.receive(1, b"b", now), Received::New);
         assert_eq!(window.pop(), None);
-        assert_eq!(window.receive(0, b"a"), Received::New);
-        assert_eq!(window.receive(0, b"a"), Received::Duplicate);
+        assert_eq!(window.receive(0, b"a", now), Received::New);
+        assert_eq!(window.receive(0, b"a", now), Received::Duplicate);
         assert_eq!(window.pop().unwrap(), b"a");
         assert_eq!(window.pop().unwrap(), b"b");
-        assert_eq!(window.receive(1, b"b"), Received::Duplicate);
+        assert_eq!(window.receive(1, b"b", now), Received::Duplicate);
         assert_eq!(window.pop(), None);
     }
 
     #[test]
     fn what_is_beyond_the_window_is_neither_stored_nor_acknowledged() {
-        let mut window = ReceiveWindow::new(0);
-        assert_eq!(window.receive(12, b"far"), Received::Beyond);
+        let now = Instant::now();
+        let mut window = ReceiveWindow::new(0, Acknowledge::Lazily);
+        assert_eq!(window.receive(12, b"far", now), Received::Beyond);
         assert!(!window.owes());
-        assert_eq!(window.receive(11, b"near"), Received::New);
+        assert_eq!(window.receive(11, b"near", now), Received::New);
     }
 
     #[test]
     fn recent_acknowledgements_ride_along_again() {
-        let mut window = ReceiveWindow::new(0);
+        let now = Instant::now();
+        let mut window = ReceiveWindow::new(0, Acknowledge::Lazily);
         for id in 0..3 {
-            window.receive(id, b"");
+            window.receive(id, b"", now);
         }
         assert_eq!(window.take_acks(false).as_slice(), [0, 1, 2]);
-        window.receive(3, b"");
+        window.receive(3, b"", now);
         assert_eq!(window.take_acks(true).as_slice(), [3, 2, 1, 0]);
         assert!(!window.owes());
     }
 
     #[test]
+    fn an_acknowledgement_waits_a_moment_for_company() {
+        let now = Instant::now();
+        let soon = now + ACK_DELAY;
+        let mut window = ReceiveWindow::new(0, Acknowledge::Lazily);
+        assert_eq!(window.acknowledge_at(), None);
+        window.receive(0, b"", now);
+        window.receive(1, b"", soon);
+        assert_eq!(window.acknowledge_at(), Some(soon), "the first of them counts");
+        window.take_acks(true);
+        assert_eq!(window.acknowledge_at(), None);
+
+        window.receive(2, b"", soon);
+        window.receive(0, b"", soon);
+        assert_eq!(window.acknowledge_at(), Some(soon), "a repeated message asks for it");
+        window.take_acks(false);
+
+        for id in 3..6 {
+            assert_ne!(window.acknowledge_at(), Some(now), "less than three of them wait");
+            window.receive(id, b"", now);
+        }
+        assert_eq!(window.acknowledge_at(), Some(now));
+
+        let mut window = ReceiveWindow::new(0, Acknowledge::AtOnce);
+        window.receive(0, b"", now);
+        assert_eq!(window.acknowledge_at(), Some(now));
+    }
+
+    #[test]
     fn a_flood_of_duplicates_does_not_grow_the_debt() {
-        let mut window = ReceiveWindow::new(1000);
+        let now = Instant::now();
+        let mut window = ReceiveWindow::new(1000, Acknowledge::Lazily);
         for id in 0..900 {
-            window.receive(id, b"");
+            window.receive(id, b"", now);
         }
         assert!(window.owed.len() <= 24);
     }
@@ -344,7 +410,7 @@ mod tests {
         ) {
             let mut now = Instant::now();
             let mut luck = luck.into_iter().cycle();
-            let (mut sender, mut receiver) = (SendWindow::new(0), ReceiveWindow::new(0));
+            let (mut sender, mut receiver) = (SendWindow::new(0), ReceiveWindow::new(0, Acknowledge::Lazily));
             let mut queued = 0u32;
             let mut delivered = Vec::new();
             let mut rounds = 0;
@@ -365,7 +431,7 @@ mod tests {
                     }
                 }
                 for (id, payload) in link {
-                    receiver.receive(id, &payload);
+                    receiver.receive(id, &payload, now);
                     while let Some(m) = receiver.pop() {
                         delivered.push(u32::from_be_bytes(m.try_into().unwrap()));
                     }

@@ -87,7 +87,8 @@ impl Machine {
                 Opcode::HardResetClientV3,
             ),
         };
-        let mut negotiation = Negotiation::new(KeyId::FIRST, ours, now + settings.hand_window);
+        let deadline = now + settings.hand_window;
+        let mut negotiation = Negotiation::new(Role::Client, KeyId::FIRST, ours, deadline);
         negotiation.send.push(opcode, Vec::new());
         let state =
             ClientState { wrapped, resend_wrapped: false, request_at: None, collector: Collector::default() };

@@ -45,7 +45,7 @@ impl Machine {
             negotiation.send.acknowledge(&body.acks, now);
         }
         if let Some(id) = body.id
-            && negotiation.receive.receive(id, body.payload) == Received::Beyond
+            && negotiation.receive.receive(id, body.payload, now) == Received::Beyond
         {
             return Err(DropReason::ControlWindow.into());
         }

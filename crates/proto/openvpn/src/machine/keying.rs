@@ -8,13 +8,14 @@ use super::{Agreement, Ended, Established, Event, Machine};
 use crate::data::{Channel, DataKey};
 use crate::keyfile::StaticKey;
 use crate::keys::{DATA_LABEL, DYNAMIC_TLS_CRYPT_LABEL, Exchange, KeySource};
-use crate::packet::Opcode;
+use crate::packet::{KeyId, Opcode};
 use crate::wrap::{WrapKeys, Wrapper};
 
 impl Machine {
     pub(super) fn start_negotiation(&mut self, now: Instant) {
-        let mut next =
-            Negotiation::new(self.current.key.next(), self.fresh_source(), now + self.settings.hand_window);
+        self.prepare_dynamic();
+        let (key, deadline) = (self.current.key.next(), now + self.settings.hand_window);
+        let mut next = Negotiation::new(self.role(), key, self.fresh_source(), deadline);
         next.send.push(Opcode::SoftResetV1, Vec::new());
         let mut old = std::mem::replace(&mut self.current, next);
         old.retire_at = now + self.settings.tran_window;
@@ -23,6 +24,21 @@ impl Machine {
         }
         if let Some(established) = &mut self.established {
             established.renegotiate_at = None;
+        }
+    }
+
+    /// Makes the wrapper for later negotiations out of the first one, if it was agreed and is not there yet. Most
+    /// sessions end before they need it.
+    pub(super) fn prepare_dynamic(&mut self) {
+        let agreed = self.established.as_ref().is_some_and(|e| e.agreement.dynamic_tls_crypt);
+        if !agreed || self.dynamic.is_some() || self.current.key != KeyId::FIRST {
+            return;
+        }
+        let mut exported = zeroize::Zeroizing::new([0; 256]);
+        // The first wrapper will then not do, and the renegotiation fails for want of a packet that verifies.
+        if self.current.export(DYNAMIC_TLS_CRYPT_LABEL, exported.as_mut_slice()).is_ok() {
+            let keys: WrapKeys = self.wrapper.keys().dynamic(&exported, self.role());
+            self.dynamic = Some(Wrapper::new(keys, 1, self.unix));
         }
     }
 
@@ -85,12 +101,6 @@ impl Machine {
         now: Instant,
     ) -> Result<(), Ended> {
         self.install_keys(&agreement, &channel, now)?;
-        if agreement.dynamic_tls_crypt {
-            let mut exported = zeroize::Zeroizing::new([0; 256]);
-            self.current.export(DYNAMIC_TLS_CRYPT_LABEL, exported.as_mut_slice())?;
-            let keys: WrapKeys = self.wrapper.keys().dynamic(&exported, self.role());
-            self.dynamic = Some(Wrapper::new(keys, 1, self.unix));
-        }
         self.last_received = now;
         self.last_sent = now;
         self.established = Some(Established {

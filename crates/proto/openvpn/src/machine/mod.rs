@@ -375,24 +375,26 @@ impl Machine {
         if self.over {
             return None;
         }
-        let retransmit = [Some(&self.current), self.previous.as_ref()];
-        let retransmit = retransmit.into_iter().flatten().filter_map(|n| n.send.next_due()).min();
-        let mut due = vec![(retransmit, "retransmission")];
+        let send = self.current.next_due();
+        let send_previous = self.previous.as_ref().and_then(Negotiation::next_due);
+        let mut due = [(None, ""); 9];
+        due[0] = (send, "acknowledgement or retransmission");
+        due[1] = (send_previous, "acknowledgement or retransmission");
         if let Some(closing) = &self.closing {
-            due.push((Some(closing.deadline), "end of farewell"));
+            due[2] = (Some(closing.deadline), "end of farewell");
         } else {
             if !self.current.is_keyed() {
-                due.push((Some(self.current.deadline), "hand-window"));
+                due[2] = (Some(self.current.deadline), "hand-window");
             }
             if let RoleState::Client(client) = &self.role {
-                due.push((client.next_push_request(), "push request"));
+                due[3] = (client.next_push_request(), "push request");
             }
             if let Some(established) = &self.established {
-                due.push((self.ping_restart.map(|limit| self.last_received + limit), "ping-restart"));
-                due.push((self.ping.map(|ping| self.last_sent + ping), "ping"));
-                due.push((self.current.promote_at, "use of new keys"));
-                due.push((self.previous.as_ref().map(|p| p.retire_at), "end of old keys"));
-                due.push((established.renegotiate_at.filter(|_| self.current.is_keyed()), "renegotiation"));
+                due[4] = (self.ping_restart.map(|limit| self.last_received + limit), "ping-restart");
+                due[5] = (self.ping.map(|ping| self.last_sent + ping), "ping");
+                due[6] = (self.current.promote_at, "use of new keys");
+                due[7] = (self.previous.as_ref().map(|p| p.retire_at), "end of old keys");
+                due[8] = (established.renegotiate_at.filter(|_| self.current.is_keyed()), "renegotiation");
             }
         }
         due.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
@@ -408,10 +410,11 @@ impl Machine {
 
     /// Leftovers of the first negotiation stay under the first wrapper; key id tells.
     fn wrapper_for(&mut self, key: KeyId) -> &mut Wrapper {
-        match &mut self.dynamic {
-            Some(dynamic) if key.index() != 0 => dynamic,
-            _ => &mut self.wrapper,
+        if key.index() == 0 {
+            return &mut self.wrapper;
         }
+        self.prepare_dynamic();
+        self.dynamic.as_mut().unwrap_or(&mut self.wrapper)
     }
 
     fn next_packet(negotiation: &mut Negotiation, now: Instant) -> Option<Packet> {
@@ -423,7 +426,7 @@ impl Machine {
                 acks: negotiation.receive.take_acks(true),
             });
         }
-        negotiation.receive.owes().then(|| Packet {
+        negotiation.receive.acknowledge_at().filter(|&at| at <= now).map(|_| Packet {
             opcode: Opcode::AckV1,
             id: None,
             payload: Vec::new(),
@@ -433,8 +436,7 @@ impl Machine {
 
     /// Moves TLS output into the send window as far as there is room.
     fn pump(&mut self, is_current: bool) {
-        let keys = self.wrapper.keys().clone();
-        let overhead = HEAD_LEN + keys.overhead().max(40) + 1 + 4 * MAX_ACKS + 8 + 4;
+        let overhead = HEAD_LEN + self.wrapper.keys().overhead().max(40) + 1 + 4 * MAX_ACKS + 8 + 4;
         let wrapped = match &self.role {
             RoleState::Client(client) => client.wrapped_key_due(),
             RoleState::Server(_) => None,

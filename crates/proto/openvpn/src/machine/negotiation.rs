@@ -6,9 +6,10 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use super::Ended;
+use crate::Role;
 use crate::keys::KeySource;
 use crate::packet::{KeyId, Opcode};
-use crate::reliable::{ReceiveWindow, SendWindow};
+use crate::reliable::{Acknowledge, ReceiveWindow, SendWindow};
 use crate::text::{Message, Oversized, Splitter};
 use crate::tls::{ControlTls, PeerCertificates, TlsFault, TlsSource};
 
@@ -38,6 +39,14 @@ pub(super) struct Negotiation {
     splitter: Splitter,
 }
 
+/// A server has an answer to most of what it receives.
+fn acknowledge(role: Role) -> Acknowledge {
+    match role {
+        Role::Server => Acknowledge::Lazily,
+        Role::Client => Acknowledge::AtOnce,
+    }
+}
+
 impl fmt::Debug for Negotiation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Negotiation")
@@ -48,11 +57,11 @@ impl fmt::Debug for Negotiation {
 }
 
 impl Negotiation {
-    pub(super) fn new(key: KeyId, ours: KeySource, deadline: Instant) -> Self {
+    pub(super) fn new(role: Role, key: KeyId, ours: KeySource, deadline: Instant) -> Self {
         Self {
             key,
             send: SendWindow::new(0),
-            receive: ReceiveWindow::new(0),
+            receive: ReceiveWindow::new(0, acknowledge(role)),
             tls: None,
             ours,
             theirs: None,
@@ -67,18 +76,23 @@ impl Negotiation {
         }
     }
 
-    /// A negotiation whose resets were exchanged without state.
+    /// A server's negotiation whose resets were exchanged without state.
     pub(super) fn after_resets(ours: KeySource, deadline: Instant) -> Self {
         Self {
             send: SendWindow::new(1),
-            receive: ReceiveWindow::new(1),
+            receive: ReceiveWindow::new(1, acknowledge(Role::Server)),
             reset_seen: true,
-            ..Self::new(KeyId::FIRST, ours, deadline)
+            ..Self::new(Role::Server, KeyId::FIRST, ours, deadline)
         }
     }
 
     pub(super) fn is_keyed(&self) -> bool {
         self.keyed_at.is_some()
+    }
+
+    /// When there is something to send next: a message once more, or acknowledgements.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        [self.send.next_due(), self.receive.acknowledge_at()].into_iter().flatten().min()
     }
 
     /// Nothing is left to deliver.

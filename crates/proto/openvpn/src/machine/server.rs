@@ -7,6 +7,7 @@ use adit_tunnel::Entropy;
 
 use super::negotiation::Negotiation;
 use super::{Agreement, Carrier, Ended, Event, Farewell, Login, Machine, Origin, RoleState, Settings};
+use crate::Role;
 use crate::data::{Channel, ChannelOptions, Cipher, Compression};
 use crate::gate::Admission;
 use crate::kex::KeyMessage;
@@ -89,7 +90,8 @@ impl Machine {
             // Replay id 1 was spent on the stateless answer.
             Start::Cookie => (Negotiation::after_resets(ours, deadline), 2),
             Start::Stream => {
-                let mut negotiation = Negotiation::new(crate::packet::KeyId::FIRST, ours, deadline);
+                let mut negotiation =
+                    Negotiation::new(Role::Server, crate::packet::KeyId::FIRST, ours, deadline);
                 negotiation.send.push(Opcode::HardResetServerV2, Vec::new());
                 (negotiation, 1)
             }
@@ -147,9 +149,6 @@ impl Machine {
         let peer = self.current.peer();
         let tls = self.current.describe();
         let renegotiation = self.established.is_some();
-        if !renegotiation {
-            self.send_key_message()?;
-        }
         let RoleState::Server(state) = &mut self.role else {
             return Ok(());
         };
@@ -246,7 +245,10 @@ impl Machine {
             state.reply = reply;
         }
         self.establish(agreement, channel, now)?;
+        // Now that it can, the reply goes with it.
+        self.send_key_message()?;
         self.reply(now);
+        self.pump(true);
         Ok(())
     }
 
