@@ -292,9 +292,9 @@ fn identify(leaf: &[u8]) -> Result<(Serial, KeyHash), Refused> {
             format!("a verified certificate cannot be read: {error}"),
         )
     };
-    let certificate = Certificate::from_der(leaf).map_err(|error| unreadable(&error))?;
-    let serial = certificate.serial().to_string().parse().map_err(|error| unreadable(&error))?;
-    Ok((serial, KeyHash::from_bytes(certificate.key_hash())))
+    let (serial, key) = Certificate::serial_and_key_hash(leaf).map_err(|error| unreadable(&error))?;
+    let serial = serial.to_string().parse().map_err(|error| unreadable(&error))?;
+    Ok((serial, KeyHash::from_bytes(key)))
 }
 
 /// A client that is refused is told why; if the database fails, only that it fails.

@@ -139,7 +139,7 @@ fn tls_sources(keyring: &Keyring, identities: &[IdentityKeys]) -> Result<Vec<Arc
             let group = if keys.config.wrap == WrapKind::None { unkeyed.clone() } else { vec![keys] };
             let server = ServerTls::new(ServerSettings {
                 identities: group.into_iter().map(certified).collect::<Result<_, _>>()?,
-                client_authorities: vec![keyring.authority().certificate().clone()],
+                client_authorities: Arc::clone(keyring.clients()),
                 ..ServerSettings::default()
             });
             server.map(Arc::new).map_err(|fault| IdentityFault::Tls { name: keys.config.name.clone(), fault })

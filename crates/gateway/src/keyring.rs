@@ -7,6 +7,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit_openvpn::keyfile::{KeyFileFault, ServerKeyV2, StaticKey};
@@ -16,6 +17,7 @@ use adit_pki::{
     PrivateKey, Profile, Revoked, Signer, SubjectName, UnixTime,
 };
 use adit_store::DeviceId;
+use adit_tls::{SettingsError, Trust};
 use zeroize::Zeroizing;
 
 use crate::config::{CaConfig, IdentityConfig, WrapKind};
@@ -69,6 +71,9 @@ pub enum KeyringFault {
     /// The CA does not sign.
     #[error("the CA: {0}")]
     Authority(#[from] AuthorityError),
+    /// Nobody can be verified with the CA.
+    #[error("{0}; put back the right ca.pem from a backup")]
+    Trust(#[from] SettingsError),
     /// A key cannot be made.
     #[error("cannot make a key: {0}")]
     Generate(KeyError),
@@ -119,6 +124,7 @@ pub struct IdentityKeys {
 pub struct Keyring {
     dir: PathBuf,
     authority: Authority,
+    clients: Arc<Trust>,
 }
 
 impl Keyring {
@@ -133,7 +139,7 @@ impl Keyring {
         let authority = Authority::create(&format!("{name} CA"), Box::new(key), now, config.lifetime)?;
         write_secret(&dir.join("ca/ca.key"), pem.as_bytes())?;
         write_public(&dir.join("ca/ca.pem"), authority.certificate().to_pem().as_bytes())?;
-        Ok(Self { dir: dir.to_owned(), authority })
+        Self::with(dir, authority)
     }
 
     /// Opens the CA.
@@ -148,13 +154,25 @@ impl Keyring {
         let certificate = read_certificate(&path)?;
         let key = read_key(&dir.join("ca/ca.key"))?;
         let authority = Authority::load(certificate, Box::new(key))?;
-        Ok(Self { dir: dir.to_owned(), authority })
+        Self::with(dir, authority)
+    }
+
+    fn with(dir: &Path, authority: Authority) -> Result<Self, KeyringFault> {
+        let clients = Arc::new(Trust::new(vec![authority.certificate().clone()])?);
+        Ok(Self { dir: dir.to_owned(), authority, clients })
     }
 
     /// The CA.
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// What clients' certificates must lead to. One for all identities and reloads, so that a certificate is
+    /// verified once.
+    #[must_use]
+    pub fn clients(&self) -> &Arc<Trust> {
+        &self.clients
     }
 
     /// The certificates that clients are to trust, PEM.
@@ -278,13 +296,16 @@ impl Keyring {
         lifetime: Duration,
         now: UnixTime,
     ) -> Result<Certificate, KeyringFault> {
-        Ok(self.authority.issue(&Leaf {
+        let certificate = self.authority.issue(&Leaf {
             public_key,
             common_name: name,
             profile: Profile::Client,
             now,
             lifetime,
-        })?)
+        })?;
+        // Here, and not on the thread that its first handshake is waiting for.
+        self.clients.note_issued(&certificate, now);
+        Ok(certificate)
     }
 
     /// Makes the CRL and writes it to disk.
@@ -449,6 +470,17 @@ mod tests {
         assert!(ring.device_key(device).unwrap().is_some());
         ring.forget_device_key(device).unwrap();
         assert!(ring.device_key(device).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_device_s_certificate_is_verified_when_it_is_issued() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = keyring(dir.path());
+        ring.identity(&identity(KeyKind::P256, WrapKind::None), "north", YEAR, NOW).unwrap();
+        assert_eq!(ring.clients().remembered(), 0);
+        let key = PrivateKey::generate(KeyKind::P256).unwrap();
+        ring.issue_device(key.public_key(), "ann-laptop", YEAR, NOW).unwrap();
+        assert_eq!(ring.clients().remembered(), 1);
     }
 
     #[test]

@@ -3,14 +3,16 @@
 use std::fmt;
 
 use aws_lc_rs::digest;
+use der::asn1::AnyRef;
 use der::oid::AssociatedOid;
-use der::{Decode, Encode};
+use der::{Decode, Encode, Reader, SliceReader, Tag};
 use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef};
 use x509_cert::TbsCertificate;
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectKeyIdentifier,
 };
 use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
 
 use crate::algorithm;
 use crate::kind::KeyKind;
@@ -110,6 +112,28 @@ impl Certificate {
                 .map(|id| id.into_bytes().into()),
             public_key,
         })
+    }
+
+    /// Serial number and key hash alone, which tell whose a certificate is. Only for one that has been verified:
+    /// the rest of it is passed over.
+    ///
+    /// # Errors
+    /// [`CertificateError::Malformed`].
+    pub fn serial_and_key_hash(der: &[u8]) -> Result<(Serial, [u8; 32]), CertificateError> {
+        let read = || {
+            let whole = AnyRef::from_der(der)?;
+            let body = AnyRef::decode(&mut SliceReader::new(whole.value())?)?;
+            let mut fields = SliceReader::new(body.value())?;
+            if Tag::peek(&fields)? != Tag::Integer {
+                let _version = fields.tlv_bytes()?;
+            }
+            let serial = SerialNumber::decode(&mut fields)?;
+            for _algorithm_issuer_validity_subject in 0..4 {
+                fields.tlv_bytes()?;
+            }
+            Ok((Serial::from_x509(&serial), sha256(fields.tlv_bytes()?)))
+        };
+        read().map_err(|error: der::Error| CertificateError::Malformed(error.to_string()))
     }
 
     /// The first certificate in PEM text.

@@ -5,12 +5,13 @@
 #![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_openvpn::tls::{ControlTls, TlsFault, TlsSource};
 use adit_pki::{Authority, KeyKind, Leaf, PrivateKey, Profile, Signer};
 use adit_tls::{
-    ClientSettings, ClientTls, Clock, Identity, ServerSettings, ServerTls, SystemClock, Versions,
+    ClientSettings, ClientTls, Clock, Identity, ServerSettings, ServerTls, SystemClock, Trust, Versions,
 };
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -39,7 +40,7 @@ fn measure(
     let authority = Authority::create("CA", Box::new(PrivateKey::generate(kind)?), SystemClock.now(), YEAR)?;
     let server = ServerTls::new(ServerSettings {
         identities: vec![identity(&authority, kind, Profile::Server { names: Vec::new() })?],
-        client_authorities: vec![authority.certificate().clone()],
+        client_authorities: Arc::new(Trust::new(vec![authority.certificate().clone()])?),
         ..ServerSettings::default()
     })?;
     let client = ClientTls::new(ClientSettings {

@@ -171,11 +171,10 @@ impl ServerRules {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let leaf = trust::read_leaf(leaf)?;
-        match self.trust.is_empty() {
-            true => trust::check_dates(&leaf, now)?,
-            false => self.trust.verify_chain(&leaf, intermediates, Purpose::Server, now)?,
-        }
+        let leaf = match self.trust.is_empty() {
+            true => Arc::new(trust::read_valid(leaf, now)?),
+            false => self.trust.verify(leaf, intermediates, Purpose::Server, now)?,
+        };
         if !self.fingerprints.is_empty() && !self.fingerprints.contains(&leaf.fingerprint()) {
             return Err(Refusal::new(
                 CertificateError::ApplicationVerificationFailure,

@@ -11,7 +11,8 @@
 //! ```
 //! use adit_openvpn::tls::TlsSource;
 //! use adit_pki::{Authority, KeyKind, Leaf, PrivateKey, Profile, Signer, UnixTime};
-//! use adit_tls::{Clock, Identity, ServerSettings, ServerTls, SystemClock};
+//! use adit_tls::{Clock, Identity, ServerSettings, ServerTls, SystemClock, Trust};
+//! use std::sync::Arc;
 //! use std::time::Duration;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +29,7 @@
 //! })?;
 //! let server = ServerTls::new(ServerSettings {
 //!     identities: vec![Identity::new(&[certificate], &key)?],
-//!     client_authorities: vec![authority.certificate().clone()],
+//!     client_authorities: Arc::new(Trust::new(vec![authority.certificate().clone()])?),
 //!     ..ServerSettings::default()
 //! })?;
 //! let connection = server.start()?;
@@ -44,6 +45,7 @@ mod clock;
 mod connection;
 mod fault;
 mod identity;
+mod proven;
 mod provider;
 mod secp521r1;
 mod server;
@@ -59,4 +61,4 @@ pub use identity::Identity;
 pub use provider::provider;
 pub use server::{ServerSettings, ServerTls};
 pub use settings::{SettingsError, Versions};
-pub use trust::LiveRevocations;
+pub use trust::{LiveRevocations, Trust};

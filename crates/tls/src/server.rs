@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use adit_openvpn::tls::{ControlTls, TlsFault, TlsSource};
-use adit_pki::{Certificate, Purpose, UnixTime};
+use adit_pki::{Purpose, UnixTime};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{self, CertificateDer};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -27,8 +27,8 @@ use crate::trust::{self, LiveRevocations, Refusal, Trust, refuse};
 pub struct ServerSettings {
     /// Own certificates. Of several, the client's order of signature algorithms decides.
     pub identities: Vec<Identity>,
-    /// Roots that client certificates must lead to.
-    pub client_authorities: Vec<Certificate>,
+    /// Roots that client certificates must lead to. Servers that share them share what has been verified.
+    pub client_authorities: Arc<Trust>,
     /// TLS versions spoken.
     pub versions: Versions,
     /// Client certificates to refuse in the handshake. A gateway that would rather answer a revoked client
@@ -42,7 +42,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             identities: Vec::new(),
-            client_authorities: Vec::new(),
+            client_authorities: Arc::default(),
             versions: Versions::default(),
             revocations: None,
             clock: system_clock(),
@@ -64,20 +64,19 @@ impl ServerTls {
     /// Sets everything up once; connections are cheap afterwards.
     ///
     /// # Errors
-    /// [`SettingsError::NoIdentity`], [`SettingsError::NoAuthority`], [`SettingsError::BadAuthority`].
+    /// [`SettingsError::NoIdentity`], [`SettingsError::NoAuthority`].
     pub fn new(settings: ServerSettings) -> Result<Self, SettingsError> {
         let ServerSettings { identities, client_authorities, versions, revocations, clock } = settings;
         if identities.is_empty() {
             return Err(SettingsError::NoIdentity);
         }
         let identities: Arc<[Identity]> = identities.into();
-        let trust = Trust::new(client_authorities)?;
-        if trust.is_empty() {
+        if client_authorities.is_empty() {
             return Err(SettingsError::NoAuthority);
         }
         let mut config = ServerConfig::builder_with_details(provider(), Arc::new(LibraryClock(clock)))
             .with_protocol_versions(versions.list())?
-            .with_client_cert_verifier(Arc::new(ClientRules { trust, revocations }))
+            .with_client_cert_verifier(Arc::new(ClientRules { trust: client_authorities, revocations }))
             .with_cert_resolver(Arc::new(Choice { identities: identities.clone(), chosen: Arc::default() }));
         // The key negotiations of one tunnel follow each other by the hour: there is nothing to resume.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -121,7 +120,7 @@ impl ResolvesServerCert for Choice {
 
 #[derive(Debug)]
 struct ClientRules {
-    trust: Trust,
+    trust: Arc<Trust>,
     revocations: Option<Arc<LiveRevocations>>,
 }
 
@@ -132,8 +131,7 @@ impl ClientRules {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let leaf = trust::read_leaf(leaf)?;
-        self.trust.verify_chain(&leaf, intermediates, Purpose::Client, now)?;
+        let leaf = self.trust.verify(leaf, intermediates, Purpose::Client, now)?;
         trust::check_remote_cert_tls(&leaf, Purpose::Client)?;
         if !leaf.may_sign() {
             return Err(Refusal::new(

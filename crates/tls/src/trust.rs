@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use adit_pki::{Certificate, Purpose, Revocations, UnixTime};
@@ -12,6 +13,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use webpki::EndEntityCert;
 
 use crate::clock::library_time;
+use crate::proven::{ChainId, Proven};
 use crate::provider::provider;
 use crate::settings::SettingsError;
 
@@ -70,12 +72,18 @@ pub(crate) fn take_words() -> Option<String> {
     WORDS.take()
 }
 
-/// Certificates that others are verified with.
-pub(crate) struct Trust {
+/// Roots that peers' certificates must lead to, and the memory of those that did.
+///
+/// A chain that was verified is not verified again while each certificate of it is valid; at most 16,384 are
+/// remembered. What does not follow from the chain itself (the date, revocation, that the peer has the key) is
+/// looked at every time. Other roots are another `Trust`, which has verified nothing yet.
+#[derive(Default)]
+pub struct Trust {
     anchors: Vec<TrustAnchor<'static>>,
     /// The same ones, for what an anchor does not tell: how long it is valid.
     authorities: Vec<Certificate>,
     hints: Vec<DistinguishedName>,
+    pub(crate) proven: Proven,
 }
 
 impl fmt::Debug for Trust {
@@ -84,8 +92,20 @@ impl fmt::Debug for Trust {
     }
 }
 
+/// What was learnt of a chain that leads to a root.
+struct Path {
+    /// A root itself has signed the first certificate: what else the peer sent does not matter.
+    direct: bool,
+    /// When all of it is valid; `None` if that cannot be told.
+    valid: Option<RangeInclusive<UnixTime>>,
+}
+
 impl Trust {
-    pub(crate) fn new(authorities: Vec<Certificate>) -> Result<Self, SettingsError> {
+    /// Takes the roots.
+    ///
+    /// # Errors
+    /// [`SettingsError::BadAuthority`].
+    pub fn new(authorities: Vec<Certificate>) -> Result<Self, SettingsError> {
         let anchor = |authority: &Certificate| {
             let der = CertificateDer::from(authority.der());
             let anchor = webpki::anchor_from_trusted_cert(&der).map(|anchor| anchor.to_owned());
@@ -93,7 +113,18 @@ impl Trust {
         };
         let anchors = authorities.iter().map(anchor).collect::<Result<Vec<_>, _>>()?;
         let hints = anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { anchors, authorities, hints })
+        Ok(Self { anchors, authorities, hints, proven: Proven::default() })
+    }
+
+    /// Verifies a certificate that was issued to a client just now, so that its first handshake finds this done.
+    /// Nothing comes of one that leads to none of the roots: it is refused when it is shown.
+    pub fn note_issued(&self, certificate: &Certificate, now: UnixTime) {
+        let _ = self.verify(certificate.der(), &[], Purpose::Client, now);
+    }
+
+    /// How many chains are remembered.
+    pub fn remembered(&self) -> usize {
+        self.proven.len()
     }
 
     /// Names for the request of a client certificate (RFC 8446 §4.2.4).
@@ -105,14 +136,40 @@ impl Trust {
         self.anchors.is_empty()
     }
 
-    /// Verifies signatures, dates and constraints from `leaf` to one of the roots, for a peer of `role`.
-    pub(crate) fn verify_chain(
+    /// Reads `leaf`, and verifies signatures, dates and constraints from it to one of the roots, for a peer of
+    /// `role`.
+    pub(crate) fn verify(
+        &self,
+        leaf: &[u8],
+        intermediates: &[CertificateDer<'_>],
+        role: Purpose,
+        now: UnixTime,
+    ) -> Result<Arc<Certificate>, Refusal> {
+        // A peer may send more than it needs, the root for instance.
+        let direct = ChainId::new(role, leaf, &[]);
+        if let Some(leaf) = self.proven.find(&direct, now) {
+            return Ok(leaf);
+        }
+        let whole = ChainId::new(role, leaf, intermediates);
+        if let Some(leaf) = self.proven.find(&whole, now) {
+            return Ok(leaf);
+        }
+        let leaf = Arc::new(read_leaf(leaf)?);
+        let path = self.verify_chain(&leaf, intermediates, role, now)?;
+        if let Some(valid) = path.valid {
+            let id = if path.direct { direct } else { whole };
+            self.proven.keep(id, Arc::clone(&leaf), valid);
+        }
+        Ok(leaf)
+    }
+
+    fn verify_chain(
         &self,
         leaf: &Certificate,
         intermediates: &[CertificateDer<'_>],
         role: Purpose,
         now: UnixTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Path, Refusal> {
         let der = CertificateDer::from(leaf.der());
         let chain = EndEntityCert::try_from(&der).and_then(|entity| {
             let usage = match role {
@@ -121,61 +178,71 @@ impl Trust {
             };
             let time = library_time(now);
             let algorithms = provider().signature_verification_algorithms.all;
-            let root_is_valid = |path: &webpki::VerifiedPath<'_>| self.check_root(path.anchor(), now, time);
-            entity
-                .verify_for_usage(
-                    algorithms,
-                    &self.anchors,
-                    intermediates,
-                    time,
-                    usage,
-                    None,
-                    Some(&root_is_valid),
-                )
-                .map(|_| ())
+            let root_is_valid =
+                |path: &webpki::VerifiedPath<'_>| self.valid_root(path.anchor(), now, time).map(|_| ());
+            let path = entity.verify_for_usage(
+                algorithms,
+                &self.anchors,
+                intermediates,
+                time,
+                usage,
+                None,
+                Some(&root_is_valid),
+            )?;
+            let mut used = path.intermediate_certificates().peekable();
+            let direct = used.peek().is_none();
+            let span = |certificate: &Certificate| (certificate.not_before(), certificate.not_after());
+            let root = self.valid_root(path.anchor(), now, time)?;
+            let valid = used
+                .map(|der| Certificate::from_der(&der.der()).ok().as_ref().map(span))
+                .chain([Some(span(leaf)), Some(span(root))])
+                .reduce(|one, other| one.zip(other).map(|((a, b), (c, d))| (a.max(c), b.min(d))))
+                .flatten()
+                .map(|(from, to)| from..=to);
+            Ok(Path { direct, valid })
         });
         chain.map_err(|error| explain(&error, leaf, role, now))
     }
 
-    /// The library takes roots as valid for ever; stock OpenVPN does not.
-    fn check_root(
+    /// The root of an anchor, if it is valid. The library takes roots as valid for ever; stock OpenVPN does not.
+    fn valid_root(
         &self,
         anchor: &TrustAnchor<'_>,
         now: UnixTime,
         time: pki_types::UnixTime,
-    ) -> Result<(), webpki::Error> {
+    ) -> Result<&Certificate, webpki::Error> {
         // A renewed root has the name and key of the old one: they are one anchor, valid when either is.
         let same = self.anchors.iter().zip(&self.authorities).filter(|(other, _)| *other == anchor);
-        let mut verdict = Ok(());
+        let mut fault = webpki::Error::UnknownIssuer;
         for (_, root) in same {
             if now > root.not_after() {
-                verdict = Err(webpki::Error::CertExpired { time, not_after: library_time(root.not_after()) });
+                fault = webpki::Error::CertExpired { time, not_after: library_time(root.not_after()) };
             } else if now < root.not_before() {
-                verdict =
-                    Err(webpki::Error::CertNotValidYet { time, not_before: library_time(root.not_before()) });
+                fault = webpki::Error::CertNotValidYet { time, not_before: library_time(root.not_before()) };
             } else {
-                return Ok(());
+                return Ok(root);
             }
         }
-        verdict
+        Err(fault)
     }
 }
 
 /// Reads a peer's first certificate.
-pub(crate) fn read_leaf(der: &CertificateDer<'_>) -> Result<Certificate, Refusal> {
+fn read_leaf(der: &[u8]) -> Result<Certificate, Refusal> {
     Certificate::from_der(der).map_err(|_| {
         Refusal::new(CertificateError::BadEncoding, "the peer's certificate is damaged or not X.509")
     })
 }
 
-/// Dates only, for certificates that are known by their fingerprint.
-pub(crate) fn check_dates(leaf: &Certificate, now: UnixTime) -> Result<(), Refusal> {
+/// Reads a peer's first certificate and looks at its dates only, which is enough for one known by its fingerprint.
+pub(crate) fn read_valid(der: &[u8], now: UnixTime) -> Result<Certificate, Refusal> {
+    let leaf = read_leaf(der)?;
     if now > leaf.not_after() {
-        Err(expired(leaf))
+        Err(expired(&leaf))
     } else if now < leaf.not_before() {
-        Err(not_valid_yet(leaf, now))
+        Err(not_valid_yet(&leaf, now))
     } else {
-        Ok(())
+        Ok(leaf)
     }
 }
 

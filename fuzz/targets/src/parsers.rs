@@ -20,7 +20,7 @@ use adit_openvpn::wkc::{self, Metadata, Unwrapper};
 use adit_openvpn::wrap::{Digest, Direction, WrapKeys};
 use adit_pki::{Authority, Certificate, Crl, KeyKind, Leaf, PrivateKey, Request, Signer, UnixTime};
 use adit_plan::ports::PortSet;
-use adit_tls::{Identity, ServerSettings, ServerTls};
+use adit_tls::{Identity, ServerSettings, ServerTls, Trust};
 use adit_tunnel::{DataChannel, TAILROOM};
 
 fn key(n: u8) -> StaticKey {
@@ -252,7 +252,7 @@ pub(crate) fn tls_records(bytes: &[u8]) {
         let certificate = authority.issue(&leaf).expect("a certificate");
         ServerTls::new(ServerSettings {
             identities: vec![Identity::new(&[certificate], &key).expect("an identity")],
-            client_authorities: vec![authority.certificate().clone()],
+            client_authorities: Trust::new(vec![authority.certificate().clone()]).expect("a root").into(),
             ..ServerSettings::default()
         })
         .expect("a server")

@@ -89,6 +89,19 @@ fn subjects_print_exactly_as_openssl_prints_them_for_openvpn() {
 }
 
 #[test]
+fn serial_and_key_hash_are_the_same_without_the_rest() {
+    for kind in KeyKind::ALL {
+        let certificate = leaf(&authority(KeyKind::P256), &key(kind), Profile::Client);
+        let der = certificate.der();
+        let expected = (certificate.serial().clone(), certificate.key_hash());
+        assert_eq!(Certificate::serial_and_key_hash(der), Ok(expected), "{kind}");
+        for damaged in [&der[..der.len() - 1], &[der, &[0]].concat(), b"", b"\x30\x00", b"\x30\x02\x30\x00"] {
+            assert!(Certificate::serial_and_key_hash(damaged).is_err(), "{kind}");
+        }
+    }
+}
+
+#[test]
 fn the_key_hash_is_that_of_the_key_and_not_of_the_certificate() {
     let authority = authority(KeyKind::P256);
     let key = key(KeyKind::P256);

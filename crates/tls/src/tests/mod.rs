@@ -3,6 +3,7 @@
 mod buffers;
 mod openssl;
 mod pairs;
+mod proven;
 mod refusals;
 
 use std::fmt;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use adit_openvpn::tls::{ControlTls, TlsFault, TlsSource};
 use adit_pki::{Authority, Certificate, KeyKind, Leaf, PrivateKey, Profile, Signer, UnixTime};
 
-use crate::{ClientSettings, ClientTls, Clock, Identity, ServerSettings, ServerTls, Versions};
+use crate::{ClientSettings, ClientTls, Clock, Identity, ServerSettings, ServerTls, Trust, Versions};
 
 /// Some moment in 2026.
 const NOW: UnixTime = UnixTime::from_secs(1_772_366_400);
@@ -92,7 +93,7 @@ impl fmt::Debug for Holder {
 fn server_settings(trusted: &Authority, holders: &[&Holder]) -> ServerSettings {
     ServerSettings {
         identities: holders.iter().map(|holder| holder.identity()).collect(),
-        client_authorities: vec![trusted.certificate().clone()],
+        client_authorities: Arc::new(Trust::new(vec![trusted.certificate().clone()]).unwrap()),
         clock: at(NOW),
         ..ServerSettings::default()
     }

@@ -121,8 +121,9 @@ fn an_expired_authority_verifies_nobody() {
         assert_contains(&text, &["a CA certificate in the peer's chain has expired", "renew the CA"]);
     }
     // The old and the renewed certificate side by side are fine.
+    let roots = vec![short.certificate().clone(), long.certificate().clone()];
     let both = ServerSettings {
-        client_authorities: vec![short.certificate().clone(), long.certificate().clone()],
+        client_authorities: Arc::new(Trust::new(roots).unwrap()),
         ..server_settings(&long, &[&server])
     };
     Pair::run(both, client_settings(&long, Some(&client))).assert_established("renewed");
@@ -352,7 +353,7 @@ fn settings_that_cannot_work_are_refused() {
         Some(SettingsError::NoIdentity)
     );
     assert_eq!(
-        server(ServerSettings { client_authorities: Vec::new(), ..world.server_settings() }),
+        server(ServerSettings { client_authorities: Arc::default(), ..world.server_settings() }),
         Some(SettingsError::NoAuthority)
     );
     assert_eq!(
