@@ -68,10 +68,11 @@ pub(crate) fn begin(sql: &Sql<'_>, start: &SessionStart<'_>) -> Result<Session, 
     bounded("the protocol's name", protocol, LONGEST_WORD)?;
     bounded("the identity's name", identity, LONGEST_WORD)?;
     bounded("the transport's name", transport, LONGEST_WORD)?;
+    let seq = sql.next_seq();
     let session = Session {
-        id: SessionId::random()?,
+        id: SessionId::at(seq)?,
         gateway: sql.gateway(),
-        seq: sql.next_seq(),
+        seq,
         device,
         certificate: certificate.map(|(serial, _)| serial.clone()),
         protocol: protocol.to_owned(),

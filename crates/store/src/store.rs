@@ -228,11 +228,11 @@ impl Store {
 /// An allocator that knows what the journal has of these pools' addresses.
 fn remembering(pools: Pools, sql: &Sql<'_>) -> Result<Allocator, StoreFault> {
     let mut allocator = Allocator::new(pools);
-    for (inner, ended) in sql.ended_addresses()? {
-        allocator.release(inner, ended.as_millis());
-    }
-    for inner in sql.open_addresses()? {
-        allocator.take(inner);
+    for (inner, ended) in sql.known_addresses()? {
+        match ended {
+            Some(ended) => allocator.release(inner, ended.as_millis()),
+            None => allocator.take(inner),
+        }
     }
     Ok(allocator)
 }

@@ -1,5 +1,5 @@
 use crate::testing::{World, issuer, key, serial, start};
-use crate::{AccessFault, Page, Reason, Refusal, SessionStart, StoreFault, Timestamp};
+use crate::{AccessFault, Page, Reason, Refusal, SessionId, SessionStart, StoreFault, Timestamp};
 
 #[test]
 fn a_session_is_written_as_it_was_begun() {
@@ -19,6 +19,24 @@ fn a_session_is_written_as_it_was_begun() {
     assert_eq!(world.store.session(session.id).unwrap().as_ref(), Some(&session));
     assert_eq!((session.gateway, session.device), (world.store.gateway(), device.id));
     assert_eq!((session.certificate, session.started, session.ended), (Some(serial(1)), now, None));
+}
+
+#[test]
+fn a_sessions_id_begins_with_its_place_and_another_of_that_place_names_nothing() {
+    let mut world = World::new();
+    let device = world.device("ann", "laptop");
+    let session = world.session(device.id);
+    let now = world.tick();
+    let other = SessionId::at(session.seq).unwrap();
+
+    assert_eq!((session.id.seq(), other.seq()), (session.seq, session.seq));
+    assert_ne!(session.id, other);
+    assert_eq!(world.store.session(other).unwrap(), None);
+    assert!(!world.store.close_session(other, now, "done").unwrap());
+    assert_eq!(world.store.session(session.id).unwrap().unwrap().ended, None);
+    let copy = "INSERT INTO sessions (seq, id, gateway_id, device_id, protocol, identity, transport, started) \
+                SELECT seq + 1, id, gateway_id, device_id, protocol, identity, transport, started FROM sessions";
+    assert!(world.meddle(copy).unwrap_err().contains("CHECK"), "ids are as unique as places");
 }
 
 #[test]

@@ -28,9 +28,9 @@ pub(crate) struct Aged {
     pub(crate) ended: Option<Timestamp>,
 }
 
-/// For each address in a column of the leases, when and where in the journal it was last given back. It steps from
-/// address to address through the index, because most leases are of an address that has a later one.
-macro_rules! last_ended {
+/// For each address in a column of the leases, when its last lease ended, if it did, and where in the journal that
+/// is. It steps from address to address through the index, because most leases are of an address that has a later one.
+macro_rules! last_leases {
     ($column:literal) => {
         concat!(
             "WITH RECURSIVE addresses (address) AS (SELECT min(",
@@ -42,7 +42,7 @@ macro_rules! last_ended {
             " > address) FROM addresses WHERE address IS NOT NULL) \
              SELECT address, l.ended, l.seq FROM addresses CROSS JOIN leases l ON l.seq = (SELECT seq FROM leases WHERE ",
             $column,
-            " = address AND ended IS NOT NULL ORDER BY started DESC, seq DESC LIMIT 1)"
+            " = address ORDER BY started DESC, seq DESC LIMIT 1)"
         )
     };
 }
@@ -90,19 +90,20 @@ impl Sql<'_> {
 
     /// Ends a session if it is open, not before it began; says whether it was.
     pub(crate) fn end_session(&self, id: SessionId, at: Timestamp, reason: &str) -> Result<bool, StoreFault> {
-        let sql = "UPDATE sessions SET ended = max(started, ?2), reason = ?3 WHERE id = ?1 AND ended IS NULL";
-        Ok(self.run(sql, params![id.hex().as_str(), at.as_millis(), reason])? > 0)
+        let sql = "UPDATE sessions SET ended = max(started, ?3), reason = ?4 \
+                   WHERE seq = ?1 AND id = ?2 AND ended IS NULL";
+        Ok(self.run(sql, params![id.seq(), id.hex().as_str(), at.as_millis(), reason])? > 0)
     }
 
     pub(crate) fn session(&self, id: SessionId) -> Result<Option<Session>, StoreFault> {
-        let sql = concat!("SELECT ", session_columns!(), " FROM sessions s WHERE s.id = ?1");
-        self.first(sql, [id.hex().as_str()], session)
+        let sql = concat!("SELECT ", session_columns!(), " FROM sessions s WHERE s.seq = ?1 AND s.id = ?2");
+        self.first(sql, params![id.seq(), id.hex().as_str()], session)
     }
 
     /// The device of a session, if the session is open.
     pub(crate) fn open_session_device(&self, id: SessionId) -> Result<Option<DeviceId>, StoreFault> {
-        let sql = "SELECT device_id FROM sessions WHERE id = ?1 AND ended IS NULL";
-        self.first(sql, [id.hex().as_str()], |row| parsed(row, 0))
+        let sql = "SELECT device_id FROM sessions WHERE seq = ?1 AND id = ?2 AND ended IS NULL";
+        self.first(sql, params![id.seq(), id.hex().as_str()], |row| parsed(row, 0))
     }
 
     /// The gateway's open sessions after a place in the journal, in its order.
@@ -204,23 +205,18 @@ impl Sql<'_> {
         })
     }
 
-    /// Addresses that were given back, each with the last time that happened, in the order of these times.
-    pub(crate) fn ended_addresses(&self) -> Result<Vec<(Inner, Timestamp)>, StoreFault> {
-        let v4 = self.rows(last_ended!("inner4"), [], |row| {
-            Ok((Inner { v4: parsed_option(row, 0)?, v6: None }, time(row, 1)?, row.get(2)?))
+    /// The addresses that were ever leased, each with the end of its last lease, in the order of these ends; those of
+    /// open leases have none.
+    pub(crate) fn known_addresses(&self) -> Result<Vec<(Inner, Option<Timestamp>)>, StoreFault> {
+        let v4 = self.rows(last_leases!("inner4"), [], |row| {
+            Ok((Inner { v4: parsed_option(row, 0)?, v6: None }, time_option(row, 1)?, row.get(2)?))
         })?;
-        let v6 = self.rows(last_ended!("inner6"), [], |row| {
-            Ok((Inner { v4: None, v6: parsed_option(row, 0)? }, time(row, 1)?, row.get(2)?))
+        let v6 = self.rows(last_leases!("inner6"), [], |row| {
+            Ok((Inner { v4: None, v6: parsed_option(row, 0)? }, time_option(row, 1)?, row.get(2)?))
         })?;
-        let mut ended: Vec<(Inner, Timestamp, i64)> = [v4, v6].concat();
-        ended.sort_by_key(|&(_, ended, seq)| (ended, seq));
-        Ok(ended.into_iter().map(|(inner, ended, _)| (inner, ended)).collect())
-    }
-
-    /// The addresses of the gateway's open leases.
-    pub(crate) fn open_addresses(&self) -> Result<Vec<Inner>, StoreFault> {
-        let sql = "SELECT inner4, inner6 FROM leases WHERE ended IS NULL";
-        self.rows(sql, [], |row| Ok(Inner { v4: parsed_option(row, 0)?, v6: parsed_option(row, 1)? }))
+        let mut known: Vec<(Inner, Option<Timestamp>, i64)> = [v4, v6].concat();
+        known.sort_by_key(|&(_, ended, seq)| (ended, seq));
+        Ok(known.into_iter().map(|(inner, ended, _)| (inner, ended)).collect())
     }
 
     /// Ends all open sessions of the gateway at `at`, none before it began; gives how many.
@@ -229,9 +225,11 @@ impl Sql<'_> {
         Ok(self.run(sql, params![at.as_millis(), reason])? as u64)
     }
 
-    /// Ends all open leases of the gateway at `at`, none before it began; gives how many.
+    /// Ends all open leases of the gateway at `at`, none before it began; gives how many. Only the last lease of a
+    /// device can be open.
     pub(crate) fn end_all_leases(&self, at: Timestamp) -> Result<u64, StoreFault> {
-        let sql = "UPDATE leases SET ended = max(started, ?1) WHERE ended IS NULL";
+        let sql = "UPDATE leases SET ended = max(started, ?1) WHERE ended IS NULL AND seq IN \
+                   (SELECT (SELECT max(l.seq) FROM leases l WHERE l.device_id = d.id) FROM devices d)";
         Ok(self.run(sql, params![at.as_millis()])? as u64)
     }
 

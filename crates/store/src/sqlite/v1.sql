@@ -80,7 +80,7 @@ BEGIN SELECT RAISE(ABORT, 'a revocation is final'); END;
 -- "everything after" is one number; together with the gateway's id a place is unique among all gateways.
 CREATE TABLE sessions (
     seq                 INTEGER PRIMARY KEY,
-    id                  TEXT NOT NULL UNIQUE,
+    id                  TEXT NOT NULL CHECK (substr(id, 1, 16) = printf('%016x', seq)),
     gateway_id          TEXT NOT NULL REFERENCES gateways (id),
     device_id           TEXT NOT NULL REFERENCES devices (id),
     certificate_serial  TEXT,
@@ -106,13 +106,26 @@ CREATE TABLE leases (
     ended       INTEGER CHECK (ended >= started),
     CHECK (inner4 IS NOT NULL OR inner6 IS NOT NULL)
 ) STRICT;
--- No address has two open leases, and no device has two.
-CREATE UNIQUE INDEX leases_open4 ON leases (inner4) WHERE ended IS NULL;
-CREATE UNIQUE INDEX leases_open6 ON leases (inner6) WHERE ended IS NULL;
-CREATE UNIQUE INDEX leases_open_device ON leases (device_id) WHERE ended IS NULL;
 CREATE INDEX leases_inner4 ON leases (inner4, started);
 CREATE INDEX leases_inner6 ON leases (inner6, started);
-CREATE INDEX leases_device ON leases (device_id, seq);
+CREATE INDEX leases_device ON leases (device_id);
+
+-- No device has two open leases, and no two leases of an address overlap, open ones included. A lease is written after
+-- all others and never opened again, so it is enough to look at the one before it; an index of open leases would be
+-- written at each beginning and each end.
+CREATE TRIGGER leases_follow BEFORE INSERT ON leases
+BEGIN
+    SELECT RAISE(ABORT, 'leases are written in the order of their places')
+    WHERE NEW.seq <= (SELECT max(seq) FROM leases);
+    SELECT RAISE(ABORT, 'a device has one open lease')
+    WHERE (SELECT ended IS NULL FROM leases WHERE device_id = NEW.device_id ORDER BY seq DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'two leases of inner4 would overlap')
+    WHERE (SELECT ended IS NULL OR ended > NEW.started FROM leases WHERE inner4 = NEW.inner4
+        ORDER BY started DESC, seq DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'two leases of inner6 would overlap')
+    WHERE (SELECT ended IS NULL OR ended > NEW.started FROM leases WHERE inner6 = NEW.inner6
+        ORDER BY started DESC, seq DESC LIMIT 1);
+END;
 
 -- What the journal says is ended once, and changed in no other way; what is open is not deleted.
 CREATE TRIGGER sessions_end_once BEFORE UPDATE ON sessions

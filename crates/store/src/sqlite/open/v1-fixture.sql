@@ -69,7 +69,7 @@ CREATE TABLE revocations (
 INSERT INTO revocations VALUES('ca','02',8000,5);
 CREATE TABLE sessions (
     seq                 INTEGER PRIMARY KEY,
-    id                  TEXT NOT NULL UNIQUE,
+    id                  TEXT NOT NULL CHECK (substr(id, 1, 16) = printf('%016x', seq)),
     gateway_id          TEXT NOT NULL REFERENCES gateways (id),
     device_id           TEXT NOT NULL REFERENCES devices (id),
     certificate_serial  TEXT,
@@ -80,8 +80,8 @@ CREATE TABLE sessions (
     ended               INTEGER CHECK (ended >= started),
     reason              TEXT
 ) STRICT;
-INSERT INTO sessions VALUES(10,'c0d66ec081a9225a5c7b743eaef7484f','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985',NULL,'test','default','udp',9000,11000,'client left');
-INSERT INTO sessions VALUES(12,'7b607f8a99a0c0fd7a4407a768cffcf6','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985',NULL,'test','default','udp',12000,NULL,NULL);
+INSERT INTO sessions VALUES(10,'000000000000000a5c7b743eaef7484f','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985',NULL,'test','default','udp',9000,11000,'client left');
+INSERT INTO sessions VALUES(12,'000000000000000c7a4407a768cffcf6','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985',NULL,'test','default','udp',12000,NULL,NULL);
 CREATE TABLE leases (
     seq         INTEGER PRIMARY KEY,
     id          TEXT NOT NULL,
@@ -94,8 +94,8 @@ CREATE TABLE leases (
     ended       INTEGER CHECK (ended >= started),
     CHECK (inner4 IS NOT NULL OR inner6 IS NOT NULL)
 ) STRICT;
-INSERT INTO leases VALUES(11,'27606988178ff1bbbdbf4b176df8e134','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985','c0d66ec081a9225a5c7b743eaef7484f','10.88.0.2','fd88::2',10000,11000);
-INSERT INTO leases VALUES(13,'573cf6dc0a2cc0a6b7986d401ada9fe6','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985','7b607f8a99a0c0fd7a4407a768cffcf6','10.88.0.2','fd88::2',13000,NULL);
+INSERT INTO leases VALUES(11,'27606988178ff1bbbdbf4b176df8e134','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985','000000000000000a5c7b743eaef7484f','10.88.0.2','fd88::2',10000,11000);
+INSERT INTO leases VALUES(13,'573cf6dc0a2cc0a6b7986d401ada9fe6','b4f9954ac6c9fd74149ff51e5aedbda6','ff5c1884e73c100e2b9940a177614985','000000000000000c7a4407a768cffcf6','10.88.0.2','fd88::2',13000,NULL);
 CREATE TABLE audits (
     seq         INTEGER PRIMARY KEY,
     gateway_id  TEXT NOT NULL REFERENCES gateways (id),
@@ -123,16 +123,26 @@ CREATE INDEX devices_list ON devices (user_id, name_key, id);
 CREATE UNIQUE INDEX certificates_identity ON certificates (serial, key_hash);
 CREATE INDEX certificates_device ON certificates (device_id, not_after);
 CREATE INDEX sessions_open ON sessions (seq) WHERE ended IS NULL;
-CREATE UNIQUE INDEX leases_open4 ON leases (inner4) WHERE ended IS NULL;
-CREATE UNIQUE INDEX leases_open6 ON leases (inner6) WHERE ended IS NULL;
-CREATE UNIQUE INDEX leases_open_device ON leases (device_id) WHERE ended IS NULL;
 CREATE INDEX leases_inner4 ON leases (inner4, started);
 CREATE INDEX leases_inner6 ON leases (inner6, started);
-CREATE INDEX leases_device ON leases (device_id, seq);
+CREATE INDEX leases_device ON leases (device_id);
 CREATE TRIGGER revocations_stay BEFORE UPDATE ON revocations
 BEGIN SELECT RAISE(ABORT, 'a revocation is final'); END;
 CREATE TRIGGER revocations_remain BEFORE DELETE ON revocations
 BEGIN SELECT RAISE(ABORT, 'a revocation is final'); END;
+CREATE TRIGGER leases_follow BEFORE INSERT ON leases
+BEGIN
+    SELECT RAISE(ABORT, 'leases are written in the order of their places')
+    WHERE NEW.seq <= (SELECT max(seq) FROM leases);
+    SELECT RAISE(ABORT, 'a device has one open lease')
+    WHERE (SELECT ended IS NULL FROM leases WHERE device_id = NEW.device_id ORDER BY seq DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'two leases of inner4 would overlap')
+    WHERE (SELECT ended IS NULL OR ended > NEW.started FROM leases WHERE inner4 = NEW.inner4
+        ORDER BY started DESC, seq DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'two leases of inner6 would overlap')
+    WHERE (SELECT ended IS NULL OR ended > NEW.started FROM leases WHERE inner6 = NEW.inner6
+        ORDER BY started DESC, seq DESC LIMIT 1);
+END;
 CREATE TRIGGER sessions_end_once BEFORE UPDATE ON sessions
 WHEN OLD.ended IS NOT NULL OR NEW.ended IS NULL OR OLD.id <> NEW.id OR OLD.gateway_id <> NEW.gateway_id
     OR OLD.seq <> NEW.seq OR OLD.device_id <> NEW.device_id OR OLD.started <> NEW.started
