@@ -1,83 +1,112 @@
-//! Many stock clients connect at once and stay: processor time of a handshake, memory of an idle session.
+//! Many clients connect at once and stay: processor time of a handshake, memory of an idle session.
 //!
-//! They are at the other end of the gateway's link: a router between them would be simulated at the expense of whoever
-//! sends. Each is a full handshake with certificates of both sides: P-256, TLS 1.3, tls-crypt-v2, over UDP. Clients have
-//! no tun interface and send nothing, not even keepalives within the time. Their number is bounded by what one machine
-//! can start.
+//! Each is a full handshake with certificates of both sides: P-256, TLS 1.3, tls-crypt-v2, over UDP. Clients have
+//! no tun interface and send nothing, not even keepalives within the time. They are at the other end of the gateway's
+//! link: a router between them would be simulated at the expense of whoever sends.
+//!
+//! Stock clients are processes whose start takes the machine far more than the server's part does, and leaves nothing
+//! of the server in the processors' caches. [Light](crate::light) ones show what the server can do when it has much to do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use adit_testbed::{Network, OpenVpnClient, Process};
+use adit_testbed::{Network, OpenVpnClient, OpenVpnServer, Process};
 use serde_json::json;
 
+use crate::light::{self, Light};
 use crate::report::{Report, Table};
 use crate::{peers, usage};
 
-const OPENVPN: &str = "OpenVPN";
-const ADIT: &str = "adit";
+const PEERS: [&str; 2] = ["OpenVPN", "adit"];
 /// No interface, no route.
 const BARE: &[&str] = &["--dev", "null", "--ifconfig-noexec", "--route-noexec"];
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Measures and adds a table.
-pub(crate) fn run(report: &mut Report, rounds: u32, clients: u32) {
-    let network = Network::with_clients(0);
-    let mut figures = [(OPENVPN, Vec::new()), (ADIT, Vec::new())];
-    for round in 1..=rounds {
-        for (peer, figures) in &mut figures {
-            let figure = if *peer == ADIT {
-                let gateway = peers::adit(&network);
-                let profiles: Vec<String> = (0..clients)
-                    .map(|n| {
-                        gateway
-                            .add_user(&format!("user{n}"), &["--transport", "udp", "--identity", "default"])
-                    })
-                    .collect();
-                measure(&network, gateway.process(), &profiles, || gateway.sessions().len())
-            } else {
-                // A limit on new clients per second is what it has against floods; here all are wanted.
-                let options =
-                    ["--duplicate-cn", "--max-clients", "1000", "--connect-freq-initial", "10000", "1"];
-                let server = peers::openvpn(&network, false, &options);
-                let profiles = vec![server.profile("user"); clients as usize];
-                measure(&network, server.process(), &profiles, || clients as usize)
-            };
-            let what = format!("{peer} handshakes {round}: {:.2} ms, {:.0} KiB", figure[0], figure[1]);
-            report.raw(&what, &json!({ "clients": clients, "ms_each": figure[0], "kib_each": figure[1] }));
-            figures.push(figure);
-        }
-    }
-    let mut table = Table::new(
-        format!("{clients} stock clients connect at once: P-256 on both sides, TLS 1.3, tls-crypt-v2, UDP"),
-        &["ms CPU per handshake", "KiB per idle session"],
-        "median (smallest-largest), then the ratio to the first row; processor time and growth of the resident \
-         set of the server's process by the number of clients",
-    );
-    for (peer, figures) in &figures {
-        table.row(peer, figures);
-    }
-    report.table(table);
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Stock,
+    Light,
 }
 
-/// Milliseconds per handshake, KiB per session.
+/// Measures and adds two tables.
+pub(crate) fn run(report: &mut Report, rounds: u32, clients: u32) {
+    let network = Network::with_clients(0);
+    for kind in [Kind::Stock, Kind::Light] {
+        let what = match kind {
+            Kind::Stock => format!("{clients} stock clients connect at once"),
+            Kind::Light => format!("{clients} light clients connect, {} at a time", light::AT_ONCE),
+        };
+        let mut figures = PEERS.map(|peer| (peer, Vec::new()));
+        for round in 1..=rounds {
+            for (peer, figures) in &mut figures {
+                let figure = round_of(&network, peer, kind, clients);
+                let [ms, kib, per_second] = figure;
+                report.raw(
+                    &format!("{peer}, {kind:?}, {round}: {ms:.2} ms, {kib:.0} KiB, {per_second:.0}/s"),
+                    &json!({ "clients": clients, "ms_each": ms, "kib_each": kib, "per_second": per_second }),
+                );
+                figures.push(figure.to_vec());
+            }
+        }
+        let mut table = Table::new(
+            format!("{what}: P-256 on both sides, TLS 1.3, tls-crypt-v2, UDP"),
+            &["ms CPU per handshake", "KiB per idle session", "handshakes/s"],
+            "median (smallest-largest), then the ratio to the first row; processor time and growth of the resident \
+             set of the server's process by the number of clients; the clients share the processors",
+        );
+        for (peer, figures) in &figures {
+            table.row(peer, figures);
+        }
+        report.table(table);
+    }
+}
+
+/// One server from its start to its end.
+fn round_of(network: &Network, peer: &str, kind: Kind, clients: u32) -> [f64; 3] {
+    if peer == "adit" {
+        let gateway = peers::adit(network);
+        let options = ["--transport", "udp", "--identity", "default"];
+        let profiles: Vec<_> = (0..clients).map(|n| gateway.add_user(&format!("user{n}"), &options)).collect();
+        let server = SocketAddr::new(network.gateway_address(), peers::ADIT_PORT);
+        let figure = measure(network, gateway.process(), server, kind, &profiles);
+        assert_eq!(gateway.sessions().len(), profiles.len(), "all sessions are there at once");
+        figure
+    } else {
+        // A limit on new clients per second is what it has against floods; here all are wanted.
+        let options = ["--duplicate-cn", "--max-clients", "1000", "--connect-freq-initial", "10000", "1"];
+        let server = peers::openvpn(network, false, &options);
+        let profiles = vec![server.profile("user"); clients as usize];
+        let address = SocketAddr::new(network.gateway_address(), OpenVpnServer::PORT);
+        measure(network, server.process(), address, kind, &profiles)
+    }
+}
+
+/// Milliseconds per handshake, KiB per session, handshakes per second.
 fn measure(
     network: &Network,
-    server: &Process,
+    process: &Process,
+    server: SocketAddr,
+    kind: Kind,
     profiles: &[String],
-    sessions: impl Fn() -> usize,
-) -> Vec<f64> {
-    let (cpu, memory) = (usage::cpu(server), server.memory());
-    let clients: Vec<OpenVpnClient> =
-        profiles.iter().map(|profile| OpenVpnClient::start_with(&network.access, profile, BARE)).collect();
-    for client in &clients {
-        client.process().wait_for("Initialization Sequence Completed", LIMIT);
+) -> [f64; 3] {
+    let light: Vec<_> = profiles.iter().filter(|_| kind == Kind::Light).map(|text| Light::new(text)).collect();
+    let (cpu, memory, start) = (usage::cpu_of_threads(process), process.memory(), std::time::Instant::now());
+    let mut stock = Vec::new();
+    if kind == Kind::Stock {
+        let client = |profile: &String| OpenVpnClient::start_with(&network.access, profile, BARE);
+        stock.extend(profiles.iter().map(client));
+        for client in &stock {
+            client.process().wait_for("Initialization Sequence Completed", LIMIT);
+        }
     }
-    let cpu = usage::cpu(server) - cpu;
-    let memory = server.memory().saturating_sub(memory);
-    assert_eq!(sessions(), profiles.len(), "all sessions are there at once");
-    for client in clients {
+    let connected = light::connect_all(&network.access, server, &light);
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu = usage::cpu_of_threads(process) - cpu;
+    let memory = process.memory().saturating_sub(memory);
+    drop(connected);
+    for client in stock {
         client.kill();
     }
     let each = profiles.len() as f64;
-    vec![cpu.as_secs_f64() * 1e3 / each, memory as f64 / 1024.0 / each]
+    [cpu.as_secs_f64() * 1e3 / each, memory as f64 / 1024.0 / each, each / seconds]
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod handshakes;
+mod light;
 mod machine;
 mod peers;
 mod report;

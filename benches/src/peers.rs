@@ -3,7 +3,7 @@
 use adit_testbed::{Gateway, Network, OpenVpnServer, ServerWrap};
 
 /// A port of adit's, since OpenVPN's server has its own.
-const PORT: i64 = 1195;
+pub(crate) const ADIT_PORT: u16 = 1195;
 /// Both peers' keepalive and patience, in seconds: what is measured is not to be keepalives.
 const KEEPALIVE: [&str; 2] = ["60", "300"];
 
@@ -13,8 +13,8 @@ pub(crate) fn adit(network: &Network) -> Gateway {
     gateway.edit(|document| {
         let entrances = document["entrance"].as_array_of_tables_mut().expect("init writes an entrance");
         let entrance = entrances.get_mut(0).expect("init writes an entrance");
-        entrance["udp"] = toml_edit::value(PORT);
-        entrance["tcp"] = toml_edit::value(PORT);
+        entrance["udp"] = toml_edit::value(i64::from(ADIT_PORT));
+        entrance["tcp"] = toml_edit::value(i64::from(ADIT_PORT));
     });
     // OpenVPN's server has a CA of that kind too.
     gateway.replace_ca("P-256");

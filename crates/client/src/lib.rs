@@ -38,6 +38,6 @@ mod verdict;
 pub use client::{Bind, Client, ClientFault, Options, Stopper};
 pub use network::NetworkFault;
 pub use place::PlaceFault;
-pub use settings::SettingsFault;
+pub use settings::{SettingsFault, read as settings};
 pub use status::{State, Status};
 pub use tunnel::Mode;

@@ -42,8 +42,11 @@ pub enum SettingsFault {
     NoCredentials,
 }
 
-/// The machine's settings and how its control packets are protected.
-pub(crate) fn read(profile: &Profile) -> Result<(Settings, ClientWrap), SettingsFault> {
+/// What a control machine is made of for this profile: its settings, and how its control packets are protected.
+///
+/// # Errors
+/// [`SettingsFault`] with the part of the profile that cannot be put to use.
+pub fn read(profile: &Profile) -> Result<(Settings, ClientWrap), SettingsFault> {
     if profile.ask_credentials && profile.credentials.is_none() {
         return Err(SettingsFault::NoCredentials);
     }
