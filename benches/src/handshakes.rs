@@ -66,7 +66,8 @@ fn round_of(network: &Network, peer: &str, kind: Kind, clients: u32) -> [f64; 3]
     if peer == "adit" {
         let gateway = peers::adit(network);
         let options = ["--transport", "udp", "--identity", "default"];
-        let profiles: Vec<_> = (0..clients).map(|n| gateway.add_user(&format!("user{n}"), &options)).collect();
+        let profiles: Vec<_> =
+            (0..clients).map(|n| gateway.add_user(&format!("user{n}"), &options)).collect();
         let server = SocketAddr::new(network.gateway_address(), peers::ADIT_PORT);
         let figure = measure(network, gateway.process(), server, kind, &profiles);
         assert_eq!(gateway.sessions().len(), profiles.len(), "all sessions are there at once");
@@ -89,7 +90,8 @@ fn measure(
     kind: Kind,
     profiles: &[String],
 ) -> [f64; 3] {
-    let light: Vec<_> = profiles.iter().filter(|_| kind == Kind::Light).map(|text| Light::new(text)).collect();
+    let light: Vec<_> =
+        profiles.iter().filter(|_| kind == Kind::Light).map(|text| Light::new(text)).collect();
     let (cpu, memory, start) = (usage::cpu_of_threads(process), process.memory(), std::time::Instant::now());
     let mut stock = Vec::new();
     if kind == Kind::Stock {

@@ -9,6 +9,7 @@ use adit_client::profile::Profile;
 use adit_engine::OsEntropy;
 use adit_openvpn::Machine;
 use adit_openvpn::machine::{Carrier, ClientWrap, Event, Settings};
+use adit_openvpn::tls::Group;
 use adit_testbed::Host;
 
 /// Handshakes under way at the same time.
@@ -30,7 +31,9 @@ pub(crate) struct Connected {
 
 impl Light {
     pub(crate) fn new(profile: &str) -> Self {
-        let profile = Profile::parse(profile, &mut |_| Err("no files".into())).expect("a profile");
+        let mut profile = Profile::parse(profile, &mut |_| Err("no files".into())).expect("a profile");
+        // What the stock client and both servers agree on; with adit's gateway there would be ML-KEM besides.
+        profile.tls_groups = vec![Group::X25519];
         let (settings, wrap) = adit_client::settings(&profile).expect("a profile that can be used");
         Self { settings: Arc::new(settings), wrap }
     }
@@ -42,8 +45,7 @@ impl Light {
         let carrier = Carrier { tcp: false, ipv6: false };
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) as u32;
         let (settings, wrap) = (Arc::clone(&self.settings), self.wrap.clone());
-        let mut machine =
-            Machine::client(settings, wrap, carrier, Box::new(OsEntropy), Instant::now(), unix);
+        let mut machine = Machine::client(settings, wrap, carrier, Box::new(OsEntropy), Instant::now(), unix);
         let (mut packet, mut received) = (Vec::new(), [0; 2048]);
         let mut connected = false;
         loop {

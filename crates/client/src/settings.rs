@@ -110,6 +110,7 @@ fn tls(profile: &Profile) -> Result<ClientTls, SettingsFault> {
         fingerprints,
         revocations: revocations.map(|revocations| Arc::new(LiveRevocations::new(revocations))),
         versions: if profile.tls13_only { Versions::Only13 } else { Versions::Both },
+        groups: profile.tls_groups.clone(),
         ..ClientSettings::default()
     })?)
 }

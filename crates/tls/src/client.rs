@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adit_openvpn::tls::{ControlTls, TlsFault, TlsSource};
+use adit_openvpn::tls::{ControlTls, Group, TlsFault, TlsSource};
 use adit_pki::{Certificate, Purpose, UnixTime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -16,7 +16,7 @@ use rustls::{
 use crate::clock::{Clock, LibraryClock};
 use crate::connection::{Connection, Side};
 use crate::identity::Identity;
-use crate::provider::provider;
+use crate::provider::{provider, provider_with};
 use crate::settings::{SettingsError, Versions, system_clock};
 use crate::trust::{self, LiveRevocations, Refusal, Trust, refuse};
 
@@ -40,6 +40,8 @@ pub struct ClientSettings {
     pub revocations: Option<Arc<LiveRevocations>>,
     /// TLS versions spoken.
     pub versions: Versions,
+    /// Key exchanges offered, best first (`tls-groups`); all there are when empty.
+    pub groups: Vec<Group>,
     /// The time that certificates are held against.
     pub clock: Arc<dyn Clock>,
 }
@@ -54,6 +56,7 @@ impl Default for ClientSettings {
             fingerprints: Vec::new(),
             revocations: None,
             versions: Versions::default(),
+            groups: Vec::new(),
             clock: system_clock(),
         }
     }
@@ -120,7 +123,8 @@ pub(crate) fn library_config(
     if rules.trust.is_empty() && rules.fingerprints.is_empty() {
         return Err(SettingsError::NoAuthority);
     }
-    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(LibraryClock(settings.clock)))
+    let provider = if settings.groups.is_empty() { provider() } else { provider_with(&settings.groups) };
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(LibraryClock(settings.clock)))
         .with_protocol_versions(settings.versions.list())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(rules))

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, LazyLock};
 
+use adit_openvpn::tls::Group;
 use adit_pki::ed448;
 use rustls::SignatureScheme;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
 use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls12CipherSuite};
 
@@ -23,15 +24,25 @@ fn build() -> CryptoProvider {
     let library = aws_lc_rs::default_provider();
     CryptoProvider {
         cipher_suites: library.cipher_suites.iter().copied().map(with_ed448).collect(),
-        kx_groups: vec![
-            kx_group::X25519MLKEM768,
-            kx_group::X25519,
-            kx_group::SECP256R1,
-            kx_group::SECP384R1,
-            &Secp521r1,
-        ],
+        kx_groups: Group::ALL.map(key_exchange).to_vec(),
         signature_verification_algorithms: verification(&library.signature_verification_algorithms),
         ..library
+    }
+}
+
+/// The same with these key exchanges only.
+pub(crate) fn provider_with(groups: &[Group]) -> Arc<CryptoProvider> {
+    let kx_groups = groups.iter().map(|group| key_exchange(*group)).collect();
+    Arc::new(CryptoProvider { kx_groups, ..provider().as_ref().clone() })
+}
+
+fn key_exchange(group: Group) -> &'static dyn SupportedKxGroup {
+    match group {
+        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
+        Group::X25519 => kx_group::X25519,
+        Group::P256 => kx_group::SECP256R1,
+        Group::P384 => kx_group::SECP384R1,
+        Group::P521 => &Secp521r1,
     }
 }
 

@@ -109,6 +109,7 @@ impl Admin {
             remote_cert_tls: true,
             verify_name: Some(VerifyName::Name(config.name.clone())),
             tls13_only: false,
+            tls_groups: Vec::new(),
             credentials: None,
             ask_credentials: false,
             dev: None,

@@ -31,6 +31,51 @@ impl fmt::Debug for PeerCertificates {
     }
 }
 
+/// A key exchange of TLS (`tls-groups`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// X25519 and ML-KEM-768 together (draft-ietf-tls-ecdhe-mlkem).
+    X25519MlKem768,
+    /// X25519 (RFC 8446 §4.2.7, as the others).
+    X25519,
+    /// secp256r1.
+    P256,
+    /// secp384r1.
+    P384,
+    /// secp521r1.
+    P521,
+}
+
+impl Group {
+    /// All groups, the best first.
+    pub const ALL: [Self; 5] = [Self::X25519MlKem768, Self::X25519, Self::P256, Self::P384, Self::P521];
+
+    /// The group with this name: that of the standard, or OpenSSL's, in any case; `None` when it is not one of these.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "x25519mlkem768" => Some(Self::X25519MlKem768),
+            "x25519" => Some(Self::X25519),
+            "secp256r1" | "prime256v1" | "p-256" => Some(Self::P256),
+            "secp384r1" | "p-384" => Some(Self::P384),
+            "secp521r1" | "p-521" => Some(Self::P521),
+            _ => None,
+        }
+    }
+
+    /// The standard's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X25519MlKem768 => "X25519MLKEM768",
+            Self::X25519 => "X25519",
+            Self::P256 => "secp256r1",
+            Self::P384 => "secp384r1",
+            Self::P521 => "secp521r1",
+        }
+    }
+}
+
 /// One TLS connection over buffers.
 ///
 /// Calling order: after [`feed`](Self::feed) or [`write`](Self::write), call

@@ -1,5 +1,6 @@
 //! Connections that must come to be.
 
+use adit_openvpn::tls::Group;
 use adit_pki::Revocations;
 
 use super::*;
@@ -68,6 +69,21 @@ fn two_of_ours_agree_on_tls_13_with_the_hybrid_key_exchange() {
     pair.assert_established("P-256");
     assert_eq!(pair.server.describe(), "TLSv1.3 TLS13_AES_256_GCM_SHA384 X25519MLKEM768");
     assert_eq!(pair.client.describe(), pair.server.describe());
+}
+
+#[test]
+fn a_client_may_say_which_key_exchange_is_used() {
+    let world = World::new();
+    for group in Group::ALL {
+        let client = ClientSettings { groups: vec![group], ..world.client_settings() };
+        let pair = Pair::run(world.server_settings(), client);
+        pair.assert_established(group.name());
+        assert!(
+            pair.server.describe().ends_with(&format!(" {}", group.name())),
+            "{}",
+            pair.server.describe()
+        );
+    }
 }
 
 #[test]

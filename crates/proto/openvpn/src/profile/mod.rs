@@ -19,6 +19,7 @@ use crate::data::{Cipher, ReplayOptions};
 use crate::kex::Credentials;
 use crate::keyfile::{ClientKeyV2, StaticKey};
 use crate::push::{PushOption, Redirect};
+use crate::tls::Group;
 use crate::wrap::{Digest, Direction};
 
 /// What carries a connection.
@@ -150,6 +151,8 @@ pub struct Profile {
     pub verify_name: Option<VerifyName>,
     /// TLS 1.3 is required.
     pub tls13_only: bool,
+    /// Key exchanges of TLS, best first (`tls-groups`); empty when the profile leaves it open.
+    pub tls_groups: Vec<Group>,
     /// User name and password, when they are in the profile.
     pub credentials: Option<Credentials>,
     /// User name and password are to be asked for.

@@ -10,6 +10,7 @@ use crate::data::{Cipher, ReplayOptions};
 use crate::kex::Credentials;
 use crate::keyfile::{ClientKeyV2, StaticKey};
 use crate::push::{DhcpOption, PushOption};
+use crate::tls::Group;
 use crate::wrap::{Digest, Direction};
 
 /// Why a profile cannot be used.
@@ -95,7 +96,6 @@ const HAS_NO_MEANING_HERE: &[&str] = &[
     "tls-cert-profile",
     "tls-cipher",
     "tls-ciphersuites",
-    "tls-groups",
     "ecdh-curve",
     "route-delay",
     "route-method",
@@ -172,6 +172,7 @@ pub(super) fn parse(
             remote_cert_tls: false,
             verify_name: None,
             tls13_only: false,
+            tls_groups: Vec::new(),
             credentials: None,
             ask_credentials: false,
             dev: None,
@@ -277,6 +278,7 @@ impl Reader<'_> {
                     return Err(wrong(directive, "TLS below 1.2 is not spoken here"));
                 }
             }
+            "tls-groups" => profile.tls_groups = groups(directive)?,
             "auth-user-pass" => self.credentials(directive)?,
             "tun-mtu" => profile.tun_mtu = Some(number(directive)?),
             "mssfix" => profile.mssfix = Some(if args.is_empty() { 1492 } else { number(directive)? }),
@@ -490,6 +492,17 @@ fn direction(directive: &Directive, text: Option<&String>) -> Result<Direction, 
         Some("1") => Ok(Direction::Inverse),
         _ => Err(wrong(directive, "the key direction is 0 or 1")),
     }
+}
+
+/// Those of a list that are known. A stock client, too, goes on without the others.
+fn groups(directive: &Directive) -> Result<Vec<Group>, ProfileFault> {
+    let list = directive.args.first().map_or("", String::as_str);
+    let groups: Vec<_> = list.split(':').filter_map(Group::named).collect();
+    if groups.is_empty() {
+        let known = Group::ALL.map(Group::name).join(", ");
+        return Err(wrong(directive, &format!("none of these is supported; known are {known}")));
+    }
+    Ok(groups)
 }
 
 fn ciphers(directive: &Directive) -> Result<Vec<Cipher>, ProfileFault> {

@@ -46,6 +46,16 @@ fn a_profile_as_other_gateways_write_it_is_understood() {
 }
 
 #[test]
+fn key_exchanges_are_taken_by_either_of_their_names() {
+    let groups =
+        |list: &str| parse(&format!("{MINIMAL}tls-groups {list}\n")).map(|profile| profile.tls_groups);
+    assert_eq!(parse(MINIMAL).unwrap().tls_groups, []);
+    assert_eq!(groups("X448:prime256v1:x25519").unwrap(), [Group::P256, Group::X25519]);
+    let fault = groups("X448").unwrap_err().to_string();
+    assert!(fault.contains("tls-groups") && fault.contains("X25519MLKEM768"), "{fault}");
+}
+
+#[test]
 fn what_is_written_is_read_back_the_same() {
     for wrap in [
         ProfileWrap::None,
@@ -55,6 +65,7 @@ fn what_is_written_is_read_back_the_same() {
     ] {
         let mut profile = parse(MINIMAL).unwrap();
         profile.wrap = wrap;
+        profile.tls_groups = Group::ALL.to_vec();
         profile.remotes.push(Remote {
             host: "2001:db8::1".into(),
             port: 5060,

@@ -54,6 +54,10 @@ fn write_all(profile: &Profile, rendering: &Rendering, out: &mut String) -> std:
         None => {}
     }
     writeln!(out, "tls-version-min {}", if profile.tls13_only { "1.3" } else { "1.2" })?;
+    if !profile.tls_groups.is_empty() {
+        let names: Vec<_> = profile.tls_groups.iter().map(|group| group.name()).collect();
+        writeln!(out, "tls-groups {}", names.join(":"))?;
+    }
     let ciphers: Vec<&str> = profile.ciphers.iter().map(|cipher| cipher.name()).collect();
     writeln!(out, "data-ciphers {}", ciphers.join(":"))?;
     if let Some(cipher) = profile.fallback {
