@@ -24,6 +24,8 @@ use crate::control::{Control, Message};
 use crate::sites::Sites;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Logins decided together at most: those behind them wait for all of them.
+const TOGETHER: usize = 32;
 const TRY_LATER: &str = "temporary failure at the gateway; try again later";
 
 /// A question to the desk.
@@ -186,14 +188,21 @@ impl Clerk {
                 }
                 continue;
             }
-            match inbox.recv_timeout(left) {
-                Ok(Ask::Login(login)) => self.login(&login),
-                Ok(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
-                Ok(Ask::End { handle, reason }) => self.end(handle, &reason),
-                Ok(Ask::Forward(message)) => self.control.tell(*message),
-                Ok(Ask::Settings(settings)) => self.settings = settings,
-                Ok(Ask::Close) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {}
+            let mut next = match inbox.recv_timeout(left) {
+                Ok(ask) => Some(ask),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if let Some(Ask::Login(_)) = next {
+                next = self.logins(next, inbox);
+            }
+            match next {
+                Some(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
+                Some(Ask::End { handle, reason }) => self.end(handle, &reason),
+                Some(Ask::Forward(message)) => self.control.tell(*message),
+                Some(Ask::Settings(settings)) => self.settings = settings,
+                Some(Ask::Close) => break,
+                Some(Ask::Login(_)) | None => {}
             }
         }
         let handles: Vec<_> = self.held.keys().copied().collect();
@@ -205,12 +214,59 @@ impl Clerk {
         }
     }
 
-    fn login(&mut self, login: &Login) {
-        let decision = match self.admit(login) {
-            Ok(granted) => Decision::Granted(Box::new(granted)),
-            Err(refused) => Decision::Refused(refused),
-        };
-        self.control.tell(Message::Decided(login.handle, decision));
+    /// Decides about the first login and all that wait right behind it. Gives back what comes after them.
+    fn logins(&mut self, first: Option<Ask>, inbox: &Receiver<Ask>) -> Option<Ask> {
+        let mut logins = Vec::new();
+        let mut next = first;
+        while let Some(Ask::Login(login)) = next {
+            logins.push(login);
+            next = if logins.len() < TOGETHER { inbox.try_recv().ok() } else { None };
+        }
+        self.decide(logins);
+        next
+    }
+
+    fn decide(&mut self, logins: Vec<Login>) {
+        let mut known = Vec::with_capacity(logins.len());
+        for login in logins {
+            match identify(&login.leaf) {
+                Ok(credential) => known.push((login, credential)),
+                Err(refused) => self.answer(login.handle, Decision::Refused(refused)),
+            }
+        }
+        let now = clock::now();
+        let admissions: Vec<_> = known
+            .iter()
+            .map(|(login, (serial, key))| Admission {
+                serial,
+                key,
+                protocol: login.protocol,
+                identity: &login.identity,
+                transport: if login.tcp { "tcp" } else { "udp" },
+                now,
+            })
+            .collect();
+        match self.store.admit(&admissions) {
+            Ok(outcomes) => {
+                for ((login, _), outcome) in known.iter().zip(outcomes) {
+                    let decision = match outcome {
+                        Ok(admitted) => Decision::Granted(Box::new(self.grant(login, admitted))),
+                        Err(fault) => Decision::Refused(no_admission(fault)),
+                    };
+                    self.answer(login.handle, decision);
+                }
+            }
+            Err(fault) => {
+                for (login, _) in &known {
+                    let refused = Refused::for_a_while(TRY_LATER, fault.to_string());
+                    self.answer(login.handle, Decision::Refused(refused));
+                }
+            }
+        }
+    }
+
+    fn answer(&self, handle: Handle, decision: Decision) {
+        self.control.tell(Message::Decided(handle, decision));
     }
 
     fn stay(&mut self, handle: Handle, leaf: &[u8]) {
@@ -221,26 +277,12 @@ impl Clerk {
             Ok(_) => Decision::Stays,
             Err(refused) => Decision::Refused(refused),
         };
-        self.control.tell(Message::Decided(handle, decision));
+        self.answer(handle, decision);
     }
 
-    fn admit(&mut self, login: &Login) -> Result<Granted, Refused> {
-        let (serial, key) = identify(&login.leaf)?;
-        let admission = Admission {
-            serial: &serial,
-            key: &key,
-            protocol: login.protocol,
-            identity: &login.identity,
-            transport: if login.tcp { "tcp" } else { "udp" },
-            now: clock::now(),
-        };
-        let Admitted { who, session, lease } = self.store.admit(&admission).map_err(|fault| match fault {
-            AdmissionFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
-            AdmissionFault::NoLease { fault: LeaseFault::Full(_), .. } => {
-                Refused::for_a_while("no free addresses", fault.to_string())
-            }
-            other => Refused::for_a_while(TRY_LATER, other.to_string()),
-        })?;
+    /// Notes what the client has, and what it is to be told.
+    fn grant(&mut self, login: &Login, admitted: Admitted) -> Granted {
+        let Admitted { who, session, lease } = admitted;
         let inner = lease.inner();
         let replaces = self.by_device.insert(who.device.id, login.handle);
         if let Some(old) = replaces.and_then(|old| self.held.remove(&old)) {
@@ -253,7 +295,7 @@ impl Clerk {
             Some(pools) => crate::push::options(&self.settings, &pools, inner, &sites, login.tcp),
             None => Vec::new(),
         };
-        Ok(Granted {
+        Granted {
             session: session.id,
             user: who.user.id,
             user_name: who.user.name.to_string(),
@@ -263,7 +305,7 @@ impl Clerk {
             prefixes: who.prefixes,
             options,
             replaces,
-        })
+        }
     }
 
     fn end(&mut self, handle: Handle, reason: &str) {
@@ -281,6 +323,17 @@ impl Clerk {
         if let Err(error) = self.store.close_session(session, clock::now(), reason) {
             tracing::error!(%error, "the end of a session could not be written");
         }
+    }
+}
+
+/// Why a client that has proven who it is may not come in.
+fn no_admission(fault: AdmissionFault) -> Refused {
+    match fault {
+        AdmissionFault::Refused(refusal) => Refused::for_good(refusal.to_string(), refusal.to_string()),
+        AdmissionFault::NoLease { fault: LeaseFault::Full(_), .. } => {
+            Refused::for_a_while("no free addresses", fault.to_string())
+        }
+        other => Refused::for_a_while(TRY_LATER, other.to_string()),
     }
 }
 

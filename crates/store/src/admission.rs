@@ -1,12 +1,14 @@
-//! A login as one change: who may come in gets a session and addresses, or nothing is written.
+//! Logins as one change: who may come in gets a session and addresses, or nothing is written.
+
+use adit_plan::pool::Allocator;
 
 use crate::certificates::admitted;
 use crate::credential::{KeyHash, Serial};
-use crate::fault::{AdmissionFault, LeaseFault};
-use crate::lease::{self, Lease, LeaseRequest};
+use crate::fault::{AdmissionFault, LeaseFault, StoreFault};
+use crate::lease::{self, Begun, Lease};
 use crate::model::{Authorized, Holder, Session, SessionStart};
 use crate::sessions;
-use crate::sqlite::Durability;
+use crate::sqlite::{Durability, Sql};
 use crate::store::{State, Store};
 use crate::time::Timestamp;
 
@@ -39,33 +41,68 @@ pub struct Admitted {
 }
 
 impl Store {
-    /// [`authorize`](Self::authorize), [`open_session`](Self::open_session) and [`lease`](Self::lease) in one
-    /// transaction: a device that is revoked at the same moment is either refused or found among the open sessions,
-    /// and one that gets no addresses leaves no session behind.
-    pub fn admit(&self, admission: &Admission<'_>) -> Result<Admitted, AdmissionFault> {
-        let Admission { serial, key, protocol, identity, transport, now } = *admission;
+    /// [`authorize`](Self::authorize), [`open_session`](Self::open_session) and [`lease`](Self::lease) for each of them,
+    /// all in one transaction: a device that is revoked at the same moment is either refused or found among the open
+    /// sessions, and one that gets no addresses leaves no session behind. Of those that wait together each costs less.
+    ///
+    /// Gives one outcome for each, in order.
+    ///
+    /// # Errors
+    /// When the database fails. Then nobody came in and nothing was written.
+    pub fn admit(
+        &self,
+        admissions: &[Admission<'_>],
+    ) -> Result<Vec<Result<Admitted, AdmissionFault>>, StoreFault> {
         let mut state = self.state();
-        state.told = now;
-        let State { db, allocator, .. } = &mut *state;
-        let allocator = allocator.as_mut().ok_or(AdmissionFault::NoPools)?;
-        let (who, session, begun) = db.transaction(Durability::Soon, |sql| {
-            let Holder { device, user, .. } = admitted(sql, serial, key, now)?;
-            let prefixes = sql.prefixes(device.id)?;
-            let certificate = Some((serial, key));
-            let start = SessionStart { device: device.id, certificate, protocol, identity, transport, now };
-            let session = sessions::begin(sql, &start)?;
-            let request = LeaseRequest { device: device.id, session: session.id, now };
-            let who = Authorized { device, user, prefixes };
-            match lease::begin(sql, allocator, &request) {
-                Ok(begun) => Ok((who, session, begun)),
-                Err(LeaseFault::Store(fault)) => Err(AdmissionFault::Store(fault)),
-                Err(fault) => Err(AdmissionFault::NoLease { who: Box::new(who), fault }),
-            }
+        let State { db, allocator, told, .. } = &mut *state;
+        let Some(allocator) = allocator.as_mut() else {
+            return Ok(admissions.iter().map(|_| Err(AdmissionFault::NoPools)).collect());
+        };
+        *told = admissions.last().map_or(*told, |last| last.now);
+        let mut settled = Vec::with_capacity(admissions.len());
+        let outcomes = db.transaction(Durability::Soon, |sql| {
+            let admit = |admission| match admit_one(sql, allocator, admission) {
+                Ok((who, session, begun)) => {
+                    // Who comes next finds these addresses taken.
+                    let record = begun.settle(allocator);
+                    settled.push(begun);
+                    Ok(Ok((who, session, record)))
+                }
+                Err(AdmissionFault::Store(fault)) => Err(fault),
+                Err(refused) => Ok(Err(refused)),
+            };
+            admissions.iter().map(admit).collect::<Result<Vec<_>, StoreFault>>()
+        });
+        let outcomes = outcomes.inspect_err(|_| {
+            settled.iter().rev().for_each(|begun| begun.unsettle(allocator));
         })?;
-        let record = begun.settle(allocator);
         drop(state);
-        Ok(Admitted { who, session, lease: Lease::new(self.clone(), record) })
+        let handed_out =
+            |(who, session, record)| Admitted { who, session, lease: Lease::new(self.clone(), record) };
+        Ok(outcomes.into_iter().map(|outcome| outcome.map(handed_out)).collect())
     }
+}
+
+/// Writes nothing unless all of it is granted.
+fn admit_one(
+    sql: &Sql<'_>,
+    allocator: &Allocator,
+    admission: &Admission<'_>,
+) -> Result<(Authorized, Session, Begun), AdmissionFault> {
+    let Admission { serial, key, protocol, identity, transport, now } = *admission;
+    let Holder { device, user, .. } = admitted(sql, serial, key, now)?;
+    let prefixes = sql.prefixes(device.id)?;
+    let (id, certificate) = (device.id, Some((serial, key)));
+    let who = Authorized { device, user, prefixes };
+    let chosen = match lease::choose(sql, allocator, id, now) {
+        Ok(chosen) => chosen,
+        Err(LeaseFault::Store(fault)) => return Err(AdmissionFault::Store(fault)),
+        Err(fault) => return Err(AdmissionFault::NoLease { who: Box::new(who), fault }),
+    };
+    let start = SessionStart { device: id, certificate, protocol, identity, transport, now };
+    let session = sessions::begin(sql, &start)?;
+    let begun = lease::begin(sql, &chosen, id, session.id)?;
+    Ok((who, session, begun))
 }
 
 #[cfg(test)]

@@ -151,7 +151,8 @@ impl Store {
             if sql.open_session_device(request.session)? != Some(request.device) {
                 return Err(LeaseFault::NoSession);
             }
-            begin(sql, allocator, request)
+            let chosen = choose(sql, allocator, request.device, request.now)?;
+            Ok(begin(sql, &chosen, request.device, request.session)?)
         })?;
         Ok(change.settle(allocator))
     }
@@ -168,7 +169,15 @@ impl Store {
     }
 }
 
-/// A lease that was written, for the allocator to learn of once the transaction is committed.
+/// Addresses chosen for a device; nothing is written yet.
+pub(crate) struct Chosen {
+    inner: Inner,
+    started: Timestamp,
+    /// The lease that the device has until then.
+    held: Option<LeaseRecord>,
+}
+
+/// A lease that was written, within a transaction.
 pub(crate) struct Begun {
     record: LeaseRecord,
     /// The lease that the device had until then.
@@ -177,23 +186,30 @@ pub(crate) struct Begun {
 
 impl Begun {
     /// Tells the allocator.
-    pub(crate) fn settle(self, allocator: &mut Allocator) -> LeaseRecord {
-        if let Some(replaced) = self.replaced {
+    pub(crate) fn settle(&self, allocator: &mut Allocator) -> LeaseRecord {
+        if let Some(replaced) = &self.replaced {
             allocator.release(replaced.inner, self.record.started.as_millis());
         }
         allocator.take(self.record.inner);
         self.record
     }
+
+    /// Takes that back, for the transaction was not committed.
+    pub(crate) fn unsettle(&self, allocator: &mut Allocator) {
+        allocator.release(self.record.inner, self.record.started.as_millis());
+        if let Some(replaced) = &self.replaced {
+            allocator.take(replaced.inner);
+        }
+    }
 }
 
-/// Chooses addresses and writes the lease, within a transaction, for a session that is known to be open and the
-/// device's.
-pub(crate) fn begin(
+/// Chooses addresses for a lease that begins now, or as soon as they are free.
+pub(crate) fn choose(
     sql: &Sql<'_>,
     allocator: &Allocator,
-    request: &LeaseRequest,
-) -> Result<Begun, LeaseFault> {
-    let LeaseRequest { device, session, now } = *request;
+    device: DeviceId,
+    now: Timestamp,
+) -> Result<Chosen, LeaseFault> {
     let last = sql.last_lease(device)?;
     let held = last.filter(|lease| lease.ended.is_none());
     let preferred = last.map(|lease| lease.inner).unwrap_or_default();
@@ -201,11 +217,23 @@ pub(crate) fn begin(
 
     let free_since = choice.free_since.map(Timestamp::from_millis);
     let started = now.max(free_since.unwrap_or(now)).max(held.map_or(now, |lease| lease.started));
+    Ok(Chosen { inner: choice.inner, started, held })
+}
+
+/// Writes the lease, within the transaction in which the addresses were chosen, for a session that is known to be open
+/// and the device's.
+pub(crate) fn begin(
+    sql: &Sql<'_>,
+    chosen: &Chosen,
+    device: DeviceId,
+    session: SessionId,
+) -> Result<Begun, StoreFault> {
+    let Chosen { inner, started, held } = *chosen;
     if let Some(held) = held {
         sql.end_lease(held.seq, started)?;
     }
     let (id, seq, gateway) = (LeaseId::random()?, sql.next_seq(), sql.gateway());
-    let record = LeaseRecord { id, gateway, seq, device, session, inner: choice.inner, started, ended: None };
+    let record = LeaseRecord { id, gateway, seq, device, session, inner, started, ended: None };
     sql.insert_lease(&record)?;
     Ok(Begun { record, replaced: held })
 }
