@@ -43,7 +43,8 @@ pub fn iperf3(host: &Host, server: IpAddr, options: &[&str]) -> Value {
         let text = String::from_utf8_lossy(&host.output(&mut command).stdout).into_owned();
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         let error = report["error"].as_str();
-        if error.is_some_and(|error| error.contains("busy") || error.contains("unable to send cookie")) {
+        let between_tests = ["busy", "unable to send cookie", "Connection reset by peer"];
+        if error.is_some_and(|error| between_tests.iter().any(|words| error.contains(words))) {
             return None;
         }
         assert!(error.is_none(), "iperf3: {error:?}");
