@@ -2,7 +2,8 @@
 //!
 //! Each is a full handshake with certificates of both sides: P-256, TLS 1.3, tls-crypt-v2, over UDP. Clients have
 //! no tun interface and send nothing, not even keepalives within the time. They are at the other end of the gateway's
-//! link: a router between them would be simulated at the expense of whoever sends.
+//! link: a router between them would be simulated at the expense of whoever sends. adit has issued their certificates
+//! since it started, so it knows their chains and verifies only that each holds its key; OpenVPN has no such memory.
 //!
 //! Stock clients are processes whose start takes the machine far more than the server's part does, and leaves nothing
 //! of the server in the processors' caches. [Light](crate::light) ones show what the server can do when it has much to do.
