@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use adit_api::{AddDevice, AddIdentity, AddUser, PROBLEM_TYPE, Problem, path};
 use adit_store::{Cursor, Page};
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -164,8 +165,9 @@ async fn profile(
 ) -> Result<Response, Failed> {
     let made = tokio::task::spawn_blocking(move || admin.profile(&user, &device, &options)).await;
     let made = made.map_err(|error| Problem::new(500, "Internal Server Error", error.to_string()))?;
-    let text = made?;
-    Ok(([(header::CONTENT_TYPE, "application/x-openvpn-profile")], text.as_str().to_owned()).into_response())
+    // The body owns the text, which holds a private key, and wipes it once it is sent.
+    let body = Bytes::from_owner(made?);
+    Ok(([(header::CONTENT_TYPE, "application/x-openvpn-profile")], body).into_response())
 }
 
 async fn sessions(State(admin): Shared) -> Answer<adit_api::SessionList> {

@@ -27,18 +27,29 @@ impl Admin {
     /// # Errors
     /// [`Problem`] when the new configuration makes no sense; the old one stays in force.
     pub async fn reload(&self, dry_run: bool) -> Result<ReloadReport, Problem> {
+        let (difference, applied) = self.adopt(dry_run)?;
+        let sessions_touched = if applied {
+            self.cut_identities(&difference.gone).await?
+        } else {
+            self.sessions_of(&difference.gone).await?
+        };
+        Ok(ReloadReport {
+            applied,
+            changes: difference.live,
+            sessions_touched,
+            needs_restart: difference.restart,
+        })
+    }
+
+    /// Reads the file again; says what is different, and whether it is in force now.
+    fn adopt(&self, dry_run: bool) -> Result<(Difference, bool), Problem> {
+        // An identity that is added meanwhile would be in the file and not in force.
+        let _one_at_a_time = self.files();
         let old = self.loaded();
         let new = Loaded::read(&old.path).map_err(invalid)?;
         let difference = compare(&old.config, &new.config);
-        let touched = self.sessions_of(&difference.gone).await?;
-        let mut report = ReloadReport {
-            applied: false,
-            changes: difference.live,
-            sessions_touched: touched,
-            needs_restart: difference.restart,
-        };
-        if dry_run || !report.needs_restart.is_empty() {
-            return Ok(report);
+        if dry_run || !difference.restart.is_empty() {
+            return Ok((difference, false));
         }
         self.use_identities(&new).map_err(invalid)?;
         let tunnel = Arc::new(new.config.tunnel.clone());
@@ -48,9 +59,7 @@ impl Admin {
             let _ = live.desk.send(Ask::Settings(tunnel));
         }
         self.apply_sites()?;
-        report.sessions_touched = self.cut_identities(&difference.gone).await?;
-        report.applied = true;
-        Ok(report)
+        Ok((difference, true))
     }
 
     /// Ends the sessions of these identities; their ids.
