@@ -12,8 +12,8 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use adit_testbed::{
-    Flow, Gateway, Host, HttpServer, Network, OpenVpnClient, Pinger, Scale, Wire, eventually, http_get, ping,
-    ping_with,
+    Flow, Gateway, Host, HttpServer, Layout, Network, OpenVpnClient, Pinger, Scale, Wire, eventually,
+    http_get, ping, ping_with,
 };
 
 const PACE: Duration = Duration::from_millis(5);
@@ -24,6 +24,29 @@ const BRIEFLY: [&str; 4] = ["-c", "3", "-W", "1"];
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
+}
+
+#[test]
+fn clients_behind_one_nat_are_told_apart() {
+    let network = Layout::clients(2).behind_nat().build();
+    let mut gateway = Gateway::new(&network);
+    gateway.up();
+    let connect = |(number, user): (usize, &str)| {
+        let profile = gateway.add_user(user, &["--transport", "udp"]);
+        OpenVpnClient::connect(network.client(number), &profile)
+    };
+    let clients: Vec<_> = ["ann", "bob"].into_iter().enumerate().map(connect).collect();
+
+    let sessions = ["ann", "bob"].map(|user| gateway.wait_for_session(user, SOON));
+
+    let seen = network.access_address().to_string();
+    assert_ne!(sessions[0]["remote_port"], sessions[1]["remote_port"]);
+    for (client, session) in clients.iter().zip(&sessions) {
+        assert_eq!(session["remote_address"], seen, "the gateway sees the NAT alone");
+        assert_eq!(session["inner4"], client.inner4().to_string());
+        ping(client.host(), network.outside_address()).must_all_return();
+        ping(&network.gateway, client.inner4()).must_all_return();
+    }
 }
 
 #[test]
