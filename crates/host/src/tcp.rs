@@ -241,6 +241,11 @@ mod tests {
 
     #[test]
     fn connecting_ends_with_a_stream_a_refusal_or_in_time() {
+        // In a network of its own: elsewhere another program could take the port that is to refuse.
+        TemporaryNetns::create("adit-tcp").unwrap().run_in(connections);
+    }
+
+    fn connections() {
         let patience = Duration::from_secs(5);
         let listener = listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap();
         let address = listener.local_addr().unwrap();
