@@ -33,6 +33,8 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const PEER: u32 = 4711;
+/// P_CONTROL_V1 with key 0.
+const CONTROL: u8 = 4 << 3;
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn channel_of(role: Role, cipher: Cipher) -> Arc<Channel> {
@@ -86,12 +88,15 @@ impl Rig {
         let handle = engine.new_handle();
         let (wire, path) = if tcp {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             stream.set_nodelay(true).unwrap();
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             let (accepted, remote) = listener.accept().unwrap();
             let local = accepted.local_addr().unwrap();
             engine.tell(Command::Adopt { handle, stream: accepted, leftover: Vec::new() });
+            // As in life, a control packet comes first: the shard has obeyed, and waits, when the session is attached.
+            stream.write_all(&[0, 1, CONTROL]).unwrap();
+            assert!(matches!(events.recv_timeout(LIMIT).unwrap(), Event::Control { .. }));
             (Wire::Tcp(stream), Path::Stream { connection: handle, remote, local })
         } else {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

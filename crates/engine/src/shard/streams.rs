@@ -40,6 +40,10 @@ impl Shard {
         if !readable {
             return;
         }
+        // What is to be read may follow from an attachment, and that wakes nobody.
+        if self.table.session(handle).is_none() {
+            self.obey();
+        }
         let mut bulk = std::mem::take(&mut self.bulk);
         for _ in 0..TURNS {
             match self.connections.get_mut(&handle).map(|connection| connection.fill(&mut bulk)) {
