@@ -259,7 +259,7 @@ impl Engine {
         match path {
             Path::Udp { socket, remote, local } => {
                 let Some(socket) = self.sockets.get(socket) else { return };
-                if let Err(error) = socket.send_to(packet, remote, Some(local.ip())) {
+                if let Err(error) = socket.send_to(packet, remote, Some(local)) {
                     self.drops.count(send_drop(&error));
                 }
             }
@@ -298,7 +298,7 @@ impl Engine {
 }
 
 /// What a datagram that could not be sent is counted as.
-fn send_drop(error: &io::Error) -> DropReason {
+pub(crate) fn send_drop(error: &io::Error) -> DropReason {
     if error.kind() == io::ErrorKind::WouldBlock || SendFault::of(error) == SendFault::NoBuffers {
         DropReason::OutputSaturation
     } else {

@@ -8,6 +8,7 @@
 //! * [`udp`]: sockets that receive and send in batches, and say which local address a datagram was sent to.
 //! * [`tcp`]: listeners and the options a tunnel wants on its streams.
 //! * [`poll`]: waiting for many descriptors; [`clock`]: cheap time for the packet path.
+//! * [`capture`]: all ports of a range with a handful of sockets.
 //!
 //! What arranges the machine, and puts it back:
 //! * [`plumbing`]: the wanted state as a value, applied as a difference and undone after a crash as well.
@@ -20,6 +21,8 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod allocations;
+mod bpf;
+pub mod capture;
 pub mod clock;
 mod errno;
 pub mod limits;

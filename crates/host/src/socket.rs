@@ -142,3 +142,20 @@ pub(crate) fn set_int(socket: impl AsFd, level: c_int, name: c_int, value: c_int
 pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
+
+/// Lets the socket receive nothing: a filter drops whatever comes.
+pub(crate) fn drop_everything(socket: impl AsFd) -> rustix::io::Result<()> {
+    // BPF_RET | BPF_K: of every packet, so many bytes are kept.
+    let mut code = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    attach(socket, libc::SO_ATTACH_FILTER, &mut code)
+}
+
+/// Attaches a classic BPF program.
+fn attach(socket: impl AsFd, option: c_int, code: &mut [libc::sock_filter]) -> rustix::io::Result<()> {
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    let (pointer, length) = (&raw const program, size_of::<libc::sock_fprog>() as libc::socklen_t);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `program` says how many instructions there are and where; it and they live for the whole call.
+    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, pointer.cast(), length) };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}

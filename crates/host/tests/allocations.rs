@@ -51,7 +51,7 @@ fn datagrams_are_received_answered_and_dropped_without_allocating() {
                     while let Some(mut slot) = out.reserve() {
                         slot.payload()[..100].fill(7);
                         let range = slot.headroom()..slot.headroom() + 100;
-                        slot.commit(range, far.local_addr(), Some(near.local_addr().ip()));
+                        slot.commit(range, far.local_addr(), Some(near.local_addr()));
                     }
                     assert_eq!(near.flush(&mut out).sent, 32);
                     let mut this_round = 0;
@@ -60,8 +60,7 @@ fn datagrams_are_received_answered_and_dropped_without_allocating() {
                         this_round += far.recv_batch(&mut received).unwrap();
                         for datagram in received.iter_mut() {
                             arrived += datagram.segments().count();
-                            far.send_to(datagram.bytes(), datagram.remote(), Some(datagram.local().ip()))
-                                .unwrap();
+                            far.send_to(datagram.bytes(), datagram.remote(), Some(datagram.local())).unwrap();
                         }
                     }
                     assert!(far.recv_batch(&mut received).is_err());

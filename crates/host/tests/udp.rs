@@ -2,7 +2,7 @@
 //! holds 192.0.2.1, 192.0.2.2, 2001:db8::1 and 2001:db8::2.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
+use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
@@ -42,7 +42,7 @@ fn client(address: &str) -> StdSocket {
 }
 
 /// Queues `bytes`; false when the batch is full.
-fn queue(batch: &mut SendBatch, bytes: &[u8], remote: SocketAddr, local: Option<IpAddr>) -> bool {
+fn queue(batch: &mut SendBatch, bytes: &[u8], remote: SocketAddr, local: Option<SocketAddr>) -> bool {
     let Some(mut slot) = batch.reserve() else { return false };
     slot.payload()[..bytes.len()].copy_from_slice(bytes);
     let start = slot.headroom();
@@ -131,9 +131,9 @@ fn the_answer_comes_from_the_address_that_was_asked() {
 
             // A connected socket takes nothing from any other address.
             let mut out = SendBatch::new(4, SLOTS);
-            queue(&mut out, b"in a batch", received.remote(), Some(received.local().ip()));
+            queue(&mut out, b"in a batch", received.remote(), Some(received.local()));
             assert_eq!(server.flush(&mut out).sent, 1);
-            server.send_to(b"alone", received.remote(), Some(received.local().ip())).unwrap();
+            server.send_to(b"alone", received.remote(), Some(received.local())).unwrap();
             let mut buffer = [0; 32];
             for answer in [&b"in a batch"[..], b"alone"] {
                 let length = client.recv(&mut buffer).unwrap();

@@ -13,7 +13,7 @@ use adit_wire::ip::Packet;
 use adit_wire::tcp::clamp_mss;
 
 use super::{Shard, TURNS};
-use crate::command::next_handle;
+use crate::command::{next_handle, send_drop};
 use crate::table::Table;
 use crate::{Event, Path, Session};
 
@@ -165,8 +165,8 @@ impl Shard {
         match gate.datagram(packet, from.remote, from.local, moment) {
             Verdict::Drop(reason) => Err(reason),
             Verdict::Reply(reply) => {
-                self.queue_copy(from.socket, from.remote, from.local, &reply);
-                Ok(())
+                let socket = self.sockets.get(from.socket).ok_or(DropReason::SendError)?;
+                socket.send_once(&reply, from.remote, from.local).map_err(|error| send_drop(&error))
             }
             Verdict::Admit(_) if self.table.half_open() >= self.max_half_open => {
                 Err(DropReason::HalfOpenFull)

@@ -198,7 +198,7 @@ impl Shard {
         }
         let mut slot = batch.reserve().ok_or(DropReason::OutputSaturation)?;
         let range = write(&mut slot)?;
-        slot.commit(range, remote, Some(local.ip()));
+        slot.commit(range, remote, Some(local));
         Ok(())
     }
 

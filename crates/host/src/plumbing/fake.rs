@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{HostState, Plumbing, PlumbingFault};
+use crate::capture::{CaptureOptions, CapturePlan, Captured};
 use crate::tcp::{self, ListenOptions};
 use crate::tun::{Tun, TunOptions};
 use crate::udp::{UdpOptions, UdpSocket};
@@ -23,6 +24,8 @@ pub enum Request {
     BindUdp(SocketAddr, UdpOptions),
     /// [`Plumbing::listen_tcp`].
     ListenTcp(SocketAddr, ListenOptions),
+    /// [`Plumbing::capture`] and [`Plumbing::recapture`].
+    Capture(CapturePlan),
 }
 
 /// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
@@ -146,6 +149,15 @@ impl Plumbing for FakePlumbing {
         let bound = listener.local_addr().map_err(|error| PlumbingFault::Reported(error.to_string()))?;
         shared.tcp.insert(address, bound);
         Ok(listener)
+    }
+
+    fn capture(&mut self, plan: &CapturePlan, _: &CaptureOptions) -> Result<Captured, PlumbingFault> {
+        self.recapture(plan)?;
+        Ok(Captured::default())
+    }
+
+    fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault> {
+        self.note(Request::Capture(plan.clone())).map(|_| ())
     }
 }
 

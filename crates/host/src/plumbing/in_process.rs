@@ -8,6 +8,7 @@ use super::machine::perform;
 use super::plan::{self, Change, Done, Machine, Plan};
 use super::record::{RecordFile, boot_id};
 use super::{HostState, NftTable, Plumbing, PlumbingFault};
+use crate::capture::{Capture, CaptureOptions, CapturePlan, Captured};
 use crate::netlink::Netlink;
 use crate::netns::{Entered, Netns};
 use crate::nft;
@@ -25,6 +26,7 @@ pub struct InProcess {
     home: Netns,
     done: Vec<Done>,
     loaded: Vec<NftTable>,
+    capture: Option<Capture>,
 }
 
 /// What the next start found and did after a crash.
@@ -99,6 +101,7 @@ impl InProcess {
             home: Netns::current()?,
             done: Vec::new(),
             loaded: Vec::new(),
+            capture: None,
         };
         Ok((plumbing, recovery))
     }
@@ -188,6 +191,7 @@ impl Plumbing for InProcess {
 
     fn undo(&mut self) -> Result<(), PlumbingFault> {
         let _home = self.enter()?;
+        self.capture = None;
         let undone = undo_all(&self.done)?;
         self.done = undone.left;
         self.loaded.clear();
@@ -212,6 +216,21 @@ impl Plumbing for InProcess {
     ) -> Result<TcpListener, PlumbingFault> {
         let _home = self.enter()?;
         Ok(tcp::listen(address, options)?)
+    }
+
+    fn capture(&mut self, plan: &CapturePlan, options: &CaptureOptions) -> Result<Captured, PlumbingFault> {
+        let _home = self.enter()?;
+        let (capture, captured) = Capture::start(plan, options)?;
+        self.capture = Some(capture);
+        Ok(captured)
+    }
+
+    fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault> {
+        let _home = self.enter()?;
+        match &mut self.capture {
+            Some(capture) => Ok(capture.change(plan)?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -48,6 +48,7 @@ pub use self::conflict::{InterfaceConflict, Overlap, find_conflicts};
 #[cfg(any(test, feature = "testing"))]
 pub use self::fake::{FakePlumbing, Request};
 pub use self::in_process::{InProcess, Recovery, recover};
+use crate::capture::{CaptureFault, CaptureOptions, CapturePlan, Captured};
 use crate::errno::words;
 use crate::netlink::{InterfaceAddress, NetlinkFault, Route, Rule};
 use crate::netns::NetnsFault;
@@ -99,6 +100,18 @@ pub trait Plumbing: Send {
         address: SocketAddr,
         options: &ListenOptions,
     ) -> Result<TcpListener, PlumbingFault>;
+
+    /// Captures ports, see [`crate::capture`], until [`undo`](Self::undo). Once.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Capture`].
+    fn capture(&mut self, plan: &CapturePlan, options: &CaptureOptions) -> Result<Captured, PlumbingFault>;
+
+    /// Captures other ports from now on. Does nothing unless something was captured before.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Capture`]; everything is as before then.
+    fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault>;
 }
 
 /// What the machine is to look like, as far as the gateway is concerned.
@@ -191,6 +204,9 @@ pub enum PlumbingFault {
     /// A socket.
     #[error(transparent)]
     Bind(#[from] BindFault),
+    /// Captured ports.
+    #[error(transparent)]
+    Capture(#[from] CaptureFault),
     /// Another route is in the way.
     #[error(
         "add {0}: another route to this destination with this metric is there: remove it or choose another metric"

@@ -42,6 +42,13 @@ impl Name {
         length
     }
 
+    /// An address as the kernel wrote it elsewhere.
+    fn copied(bytes: &[u8]) -> Self {
+        let mut name = Self::EMPTY;
+        name.put(0, bytes);
+        name
+    }
+
     fn put(&mut self, at: usize, bytes: &[u8]) {
         for (to, from) in self.0.iter_mut().skip(at).zip(bytes) {
             *to = *from;
@@ -78,10 +85,10 @@ const fn space(data: usize) -> usize {
 const PKTINFO_V6: usize = 20;
 const PKTINFO_V4: usize = 12;
 
-/// Room for everything a socket of this crate may be told about one datagram: the local address, the TOS or
-/// traffic class, and one more number.
-const CONTROL_LEN: usize = 128;
-const _: () = assert!(space(PKTINFO_V6) + 3 * space(size_of::<c_int>()) <= CONTROL_LEN);
+/// Room for everything a socket of this crate may be told about one datagram: the local address in two forms,
+/// the TOS or traffic class, and one more number.
+const CONTROL_LEN: usize = 144;
+const _: () = assert!(space(NAME_LEN) + space(PKTINFO_V6) + 2 * space(size_of::<c_int>()) <= CONTROL_LEN);
 
 /// Control messages of one datagram.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +100,8 @@ pub(super) struct Control([u8; CONTROL_LEN]);
 pub(super) struct Arrival {
     /// The address it was sent to.
     pub(super) local: Option<IpAddr>,
+    /// The address and port it was sent to, where the socket asked for that.
+    pub(super) dialled: Option<SocketAddr>,
     /// The whole TOS or traffic class byte.
     pub(super) traffic_class: u8,
 }
@@ -145,6 +154,9 @@ impl Control {
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     arrival.local = array::<16>(data, 0).map(|octets| Ipv6Addr::from(octets).to_canonical());
+                }
+                (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
+                    arrival.dialled = Name::copied(data).read(data.len());
                 }
                 // One byte for IPv4, a number for IPv6 (RFC 3542 §6.5).
                 (libc::IPPROTO_IP, libc::IP_TOS) => {
@@ -230,12 +242,19 @@ mod tests {
         add(libc::SOL_SOCKET, 999, &[1, 2, 3]);
         add(libc::IPPROTO_IP, libc::IP_TOS, &[0xb9]);
         add(libc::IPPROTO_IP, libc::IP_PKTINFO, &[1, 0, 0, 0, 10, 0, 0, 1, 192, 0, 2, 1]);
+        let mut name = Name::EMPTY;
+        let length = name.write("192.0.2.9:4443".parse().unwrap(), false);
+        add(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, &name.0[..length]);
         let mut control = Control::EMPTY;
         control.0[..bytes.len()].copy_from_slice(&bytes);
 
         let arrival = control.read(bytes.len());
 
-        assert_eq!(arrival, Arrival { local: Some("192.0.2.1".parse().unwrap()), traffic_class: 0xb9 });
+        let dialled = Some("192.0.2.9:4443".parse().unwrap());
+        assert_eq!(
+            arrival,
+            Arrival { local: Some("192.0.2.1".parse().unwrap()), dialled, traffic_class: 0xb9 }
+        );
     }
 
     proptest! {

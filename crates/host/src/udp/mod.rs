@@ -11,7 +11,7 @@
 //!     let Some(mut slot) = replies.reserve() else { break };
 //!     let start = slot.headroom();
 //!     slot.buffer()[start..start + 2].copy_from_slice(b"ok");
-//!     slot.commit(start..start + 2, datagram.remote(), Some(datagram.local().ip()));
+//!     slot.commit(start..start + 2, datagram.remote(), Some(datagram.local()));
 //! }
 //! let flushed = socket.flush(&mut replies);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -23,6 +23,7 @@
 //! range per slot, so that a slot may as well hold several equal segments.
 
 mod ancillary;
+mod answering;
 mod messages;
 mod recv;
 mod send;
@@ -30,11 +31,13 @@ mod send;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::answering::Answering;
 pub use self::recv::{Received, RecvBatch};
 pub use self::send::{Flushed, SendBatch, SendDrops, SendFault, SendSlot};
 pub use crate::socket::{BindFault, BufferSizes, set_mark};
@@ -116,6 +119,8 @@ impl Slots {
 pub struct UdpSocket {
     fd: OwnedFd,
     local: SocketAddr,
+    /// Of a socket that captures: what it answers through.
+    answering: Option<Arc<Answering>>,
 }
 
 impl UdpSocket {
@@ -129,9 +134,27 @@ impl UdpSocket {
             configure(&fd, address.ip(), options)?;
             rustix::net::bind(&fd, &address)?;
             let local = local_address(&fd)?;
-            Ok(Self { fd, local })
+            Ok(Self { fd, local, answering: None })
         };
         attempt().map_err(|errno| BindFault::new(address, "udp", errno))
+    }
+
+    /// Opens a socket that ports are [captured](crate::capture) with: it says which address and port each datagram
+    /// was sent to, and answers from there through `answering`. It is bound to `address` for want of a better place.
+    pub(crate) fn capturing(
+        address: SocketAddr,
+        options: &UdpOptions,
+        answering: Arc<Answering>,
+    ) -> Result<Self, BindFault> {
+        let options = UdpOptions { free_bind: true, v6_only: true, ..*options };
+        let mut socket = Self::bind(address, &options)?;
+        let (level, name) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+        };
+        set_int(&socket.fd, level, name, 1).map_err(|errno| BindFault::new(address, "udp", errno))?;
+        socket.answering = Some(answering);
+        Ok(socket)
     }
 
     /// Takes over a socket that was [`bind`](Self::bind)-ed elsewhere, such as in another process.
@@ -140,7 +163,7 @@ impl UdpSocket {
     /// When it is not a socket on an IP address.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let local = local_address(&fd)?;
-        Ok(Self { fd, local })
+        Ok(Self { fd, local, answering: None })
     }
 
     /// The descriptor, to hand to another process.
@@ -177,15 +200,45 @@ impl UdpSocket {
     /// Never waits: when the send buffer is full, [`Flushed::blocked`] is set and the rest stays in the
     /// batch, to be flushed again or [cleared](SendBatch::clear).
     pub fn flush(&self, batch: &mut SendBatch) -> Flushed {
-        batch.flush(self.fd.as_fd(), self.local.is_ipv6())
+        match &self.answering {
+            Some(answering) => batch.flush_by(self.local.is_ipv6(), |local| answering.socket(local)),
+            None => batch.flush(self.fd.as_fd(), self.local.is_ipv6()),
+        }
     }
 
-    /// Sends one datagram to `remote`, from `local` if given, else from what routing chooses.
+    /// Sends one datagram to `remote`, from `local` if given, else from what routing chooses. The port of `local`
+    /// counts for sockets that [capture](crate::capture) ports; these need it.
     ///
     /// # Errors
     /// What the system says: [`SendFault::of`] sorts it.
-    pub fn send_to(&self, bytes: &[u8], remote: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
-        send::one(self.fd.as_fd(), self.local.is_ipv6(), bytes, remote, local)
+    pub fn send_to(&self, bytes: &[u8], remote: SocketAddr, local: Option<SocketAddr>) -> io::Result<()> {
+        self.send_through(bytes, remote, local, Answering::socket)
+    }
+
+    /// As [`send_to`](Self::send_to), to somebody who has proven nothing yet: no place to answer from is kept for
+    /// him.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to).
+    pub fn send_once(&self, bytes: &[u8], remote: SocketAddr, local: SocketAddr) -> io::Result<()> {
+        self.send_through(bytes, remote, Some(local), Answering::socket_for_once)
+    }
+
+    fn send_through(
+        &self,
+        bytes: &[u8],
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+        choose: impl Fn(&Answering, SocketAddr) -> io::Result<Arc<OwnedFd>>,
+    ) -> io::Result<()> {
+        let v6 = self.local.is_ipv6();
+        match (&self.answering, local) {
+            (Some(answering), Some(local)) => {
+                send::one(choose(answering, local)?.as_fd(), v6, bytes, remote, None)
+            }
+            (Some(_), None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+            (None, local) => send::one(self.fd.as_fd(), v6, bytes, remote, local.map(|local| local.ip())),
+        }
     }
 }
 

@@ -98,7 +98,9 @@ impl RecvBatch {
                 segment: 0,
                 // The kernel names the sender of every UDP datagram.
                 remote: name.read(message.msg_namelen as usize).unwrap_or_else(unspecified),
-                local: SocketAddr::new(arrival.local.unwrap_or(bound.ip()), bound.port()),
+                local: arrival
+                    .dialled
+                    .unwrap_or(SocketAddr::new(arrival.local.unwrap_or(bound.ip()), bound.port())),
                 ecn: arrival.traffic_class & 3,
                 truncated: message.msg_flags & libc::MSG_TRUNC != 0,
             }
@@ -153,7 +155,7 @@ impl Received<'_> {
         self.meta.remote
     }
 
-    /// The address it was sent to, with the socket's port: where the answer is to come from.
+    /// The address and port it was sent to: where the answer is to come from.
     #[must_use]
     pub fn local(&self) -> SocketAddr {
         self.meta.local

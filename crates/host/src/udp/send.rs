@@ -6,7 +6,8 @@ use std::io;
 use std::iter::zip;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -31,7 +32,7 @@ pub struct SendBatch {
 struct Outgoing {
     range: Range<usize>,
     remote: SocketAddr,
-    local: Option<IpAddr>,
+    local: Option<SocketAddr>,
 }
 
 impl SendBatch {
@@ -75,11 +76,52 @@ impl SendBatch {
         waiting
     }
 
+    /// Sends what waits through one socket.
     pub(super) fn flush(&mut self, fd: BorrowedFd<'_>, v6_socket: bool) -> Flushed {
         let mut flushed = Flushed::default();
-        let count = self.prepare(v6_socket);
+        let count = self.prepare(v6_socket, true);
+        let at = self.transmit(fd, 0..count, &mut flushed);
+        self.done += at;
+        if !flushed.blocked {
+            self.clear();
+        }
+        flushed
+    }
+
+    /// Sends what waits, each datagram through the socket for the address and port that it leaves from. One whose
+    /// socket is full or cannot be made is dropped, so that it does not hold up the others.
+    pub(super) fn flush_by(
+        &mut self,
+        v6_socket: bool,
+        socket_for: impl Fn(SocketAddr) -> io::Result<Arc<OwnedFd>>,
+    ) -> Flushed {
+        let mut flushed = Flushed::default();
+        let count = self.prepare(v6_socket, false);
         let mut at = 0;
-        while let Some(rest) = self.messages.headers.get_mut(at..count).filter(|rest| !rest.is_empty()) {
+        while let Some(first) = self.queued.get(self.done + at).filter(|_| at < count) {
+            let local = first.local;
+            let run = self.queued.iter().skip(self.done + at).take_while(|next| next.local == local).count();
+            let end = (at + run).min(count);
+            let sent = match local.map(&socket_for) {
+                Some(Ok(socket)) => self.transmit(socket.as_fd(), at..end, &mut flushed),
+                Some(Err(error)) => {
+                    (at..end).for_each(|_| flushed.dropped.count(SendFault::of(&error)));
+                    end - at
+                }
+                None => 0,
+            };
+            (at + sent..end).for_each(|_| flushed.dropped.count(SendFault::NoBuffers));
+            at = end;
+        }
+        flushed.blocked = false;
+        self.clear();
+        flushed
+    }
+
+    /// Sends these prepared messages; returns how many are dealt with.
+    fn transmit(&mut self, fd: BorrowedFd<'_>, range: Range<usize>, flushed: &mut Flushed) -> usize {
+        let mut at = range.start;
+        while let Some(rest) = self.messages.headers.get_mut(at..range.end).filter(|rest| !rest.is_empty()) {
             match send(fd, rest) {
                 Ok(sent) => {
                     flushed.sent += sent;
@@ -97,19 +139,19 @@ impl SendBatch {
                 }
             }
         }
-        self.done += at;
-        if !flushed.blocked {
-            self.clear();
-        }
-        flushed
+        at - range.start
     }
 
-    /// Points the message headers to what waits; returns how many messages that are.
-    fn prepare(&mut self, v6_socket: bool) -> usize {
+    /// Points the message headers to what waits; returns how many messages that are. `choose_source` is for a socket
+    /// that leaves the source address open.
+    fn prepare(&mut self, v6_socket: bool, choose_source: bool) -> usize {
         let buffers = self.storage.chunks_exact_mut(self.slots.stride());
-        let parts = zip(buffers, &self.queued).skip(self.done).map(|(buffer, outgoing)| Part {
-            bytes: buffer.get_mut(outgoing.range.clone()).unwrap_or_default(),
-            envelope: Some(Envelope { remote: outgoing.remote, local: outgoing.local, v6_socket }),
+        let parts = zip(buffers, &self.queued).skip(self.done).map(|(buffer, outgoing)| {
+            let local = outgoing.local.filter(|_| choose_source).map(|local| local.ip());
+            Part {
+                bytes: buffer.get_mut(outgoing.range.clone()).unwrap_or_default(),
+                envelope: Some(Envelope { remote: outgoing.remote, local, v6_socket }),
+            }
         });
         self.messages.point(parts)
     }
@@ -148,11 +190,12 @@ impl SendSlot<'_> {
     }
 
     /// Queues the bytes at `range` of [`buffer`](Self::buffer) for `remote`, to be sent from `local` if
-    /// given, else from what routing chooses.
+    /// given, else from what routing chooses. The port of `local` counts for sockets that
+    /// [capture](crate::capture) ports; others have one.
     ///
     /// # Panics
     /// When `range` is not inside the buffer.
-    pub fn commit(self, range: Range<usize>, remote: SocketAddr, local: Option<IpAddr>) {
+    pub fn commit(self, range: Range<usize>, remote: SocketAddr, local: Option<SocketAddr>) {
         assert!(self.buffer.get(range.clone()).is_some(), "a range inside the slot");
         self.queued.push(Outgoing { range, remote, local });
     }
