@@ -77,12 +77,20 @@ impl std::fmt::Display for Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, leftover: Vec<u8>) -> io::Result<Self> {
+    pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         tcp::set_no_delay(&stream, true)?;
         tcp::set_not_sent_low_water(&stream, NOT_SENT)?;
         let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
-        Ok(Self { stream, remote, local, partial: leftover, output: Vec::new(), sent: 0, wants_write: false })
+        Ok(Self {
+            stream,
+            remote,
+            local,
+            partial: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            wants_write: false,
+        })
     }
 
     pub(crate) fn stream(&self) -> &TcpStream {
@@ -100,7 +108,8 @@ impl Connection {
     /// Puts what is left of earlier bytes at the beginning of `bulk` and reads what is there behind it; how many
     /// bytes that makes, `None` when nothing new has arrived.
     pub(crate) fn fill(&mut self, bulk: &mut [u8]) -> Result<Option<usize>, Broken> {
-        let old = self.recall(bulk)?;
+        let old = self.partial.len();
+        bulk.get_mut(..old).ok_or(Broken::Length(old))?.copy_from_slice(&self.partial);
         loop {
             return match self.stream.read(bulk.get_mut(old..).unwrap_or_default()) {
                 Ok(0) => Err(Broken::Closed),
@@ -113,13 +122,6 @@ impl Connection {
                 Err(error) => Err(Broken::Io(error)),
             };
         }
-    }
-
-    /// Puts what is left of earlier bytes at the beginning of `bulk`; how many bytes that is.
-    pub(crate) fn recall(&self, bulk: &mut [u8]) -> Result<usize, Broken> {
-        let place = bulk.get_mut(..self.partial.len()).ok_or(Broken::Length(self.partial.len()))?;
-        place.copy_from_slice(&self.partial);
-        Ok(self.partial.len())
     }
 
     /// Keeps the bytes of a packet whose rest has not arrived.
@@ -208,7 +210,7 @@ mod tests {
     fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Connection::new(listener.accept().unwrap().0, Vec::new()).unwrap(), peer)
+        (Connection::new(listener.accept().unwrap().0).unwrap(), peer)
     }
 
     /// What one read brings, as packets.

@@ -163,8 +163,10 @@ impl Rig {
     /// What arrives inside.
     fn arrives(&self) -> Vec<u8> {
         let mut buf = [0; 2000];
-        let len = self.inside.recv(&mut buf).unwrap();
-        buf[..len].to_vec()
+        match self.inside.recv(&mut buf) {
+            Ok(len) => buf[..len].to_vec(),
+            Err(error) => panic!("{error}; {:?}, {:?}", self.session.counters(), self.engine.drops()),
+        }
     }
 
     /// Waits until so many packets were dropped for this reason.

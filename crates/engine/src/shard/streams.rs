@@ -11,21 +11,15 @@ use crate::stream::{Broken, Connection, MAX_PACKET, MAX_UNPROVEN, next_packet};
 use crate::{Event, Handle, Path};
 
 impl Shard {
-    pub(super) fn adopt(&mut self, handle: Handle, stream: TcpStream, leftover: Vec<u8>) {
-        let adopted = Connection::new(stream, leftover).and_then(|connection| {
+    pub(super) fn adopt(&mut self, handle: Handle, stream: TcpStream, leftover: &[u8]) {
+        let adopted = Connection::new(stream).and_then(|connection| {
             self.poller.add(connection.stream(), handle.number(), Interest::READ)?;
             Ok(connection)
         });
         match adopted {
             Ok(connection) => {
-                let mut bulk = std::mem::take(&mut self.bulk);
-                let recalled = connection.recall(&mut bulk);
                 self.connections.insert(handle, connection);
-                match recalled {
-                    Ok(len) => self.packets(handle, bulk.get(..len).unwrap_or_default()),
-                    Err(broken) => self.break_connection(handle, &broken),
-                }
-                self.bulk = bulk;
+                self.packets(handle, leftover);
             }
             Err(error) => {
                 self.tell(Event::StreamClosed { handle, why: error.to_string() });
@@ -39,10 +33,6 @@ impl Shard {
         }
         if !readable {
             return;
-        }
-        // What is to be read may follow from an attachment, and that wakes nobody.
-        if self.table.session(handle).is_none() {
-            self.obey();
         }
         let mut bulk = std::mem::take(&mut self.bulk);
         for _ in 0..TURNS {
@@ -60,7 +50,7 @@ impl Shard {
 
     /// Handles the whole packets of `bytes`, and keeps the rest.
     fn packets(&mut self, handle: Handle, bytes: &[u8]) {
-        let session = self.table.session(handle).map(Arc::clone);
+        let session = self.find(|table| table.session(handle).map(Arc::clone));
         let limit = if session.is_some() { MAX_PACKET } else { MAX_UNPROVEN };
         let Some(connection) = self.connections.get(&handle) else { return };
         let path =
