@@ -3,13 +3,14 @@
 //! Nothing here reads a clock, a file or a socket, so each decision can be tested against a model and asked
 //! again later with the same answer. The layers above carry the decisions out and write them down.
 //!
-//! - [`ports`]: sets of ports.
+//! - [`ports`]: sets of ports; [`port_plan`]: who uses which.
 //! - [`pool`]: the inner address pools and the choice of the address a device leases.
 //! - [`rules`]: the filter table, as text.
 //! - [`prefix`]: which networks may stand behind a device.
 #![forbid(unsafe_code)]
 
 pub mod pool;
+pub mod port_plan;
 pub mod ports;
 pub mod prefix;
 pub mod rules;

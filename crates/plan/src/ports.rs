@@ -48,7 +48,41 @@ impl PortSet {
     /// Those of these ports that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        self.iter().filter(|port| !other.contains(*port)).collect()
+        self.both(&other.others())
+    }
+
+    /// The ports that are in this set and in `other`.
+    #[must_use]
+    pub fn both(&self, other: &Self) -> Self {
+        let (mut mine, mut theirs) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        let mut ranges = Vec::new();
+        while let (Some(a), Some(b)) = (mine.peek(), theirs.peek()) {
+            let shared = *a.start().max(b.start())..=*a.end().min(b.end());
+            if !shared.is_empty() {
+                ranges.push(shared);
+            }
+            if a.end() < b.end() {
+                mine.next()
+            } else {
+                theirs.next()
+            };
+        }
+        Self { ranges }
+    }
+
+    /// The ports that are in this set or in `other`.
+    #[must_use]
+    pub fn either(&self, other: &Self) -> Self {
+        self.ranges.iter().chain(&other.ranges).cloned().collect()
+    }
+
+    /// All ports that are not in this set.
+    #[must_use]
+    pub fn others(&self) -> Self {
+        let ends = self.ranges.iter().map(|range| range.start() - 1).chain([u16::MAX]);
+        let starts =
+            std::iter::once(Some(1)).chain(self.ranges.iter().map(|range| range.end().checked_add(1)));
+        starts.zip(ends).filter_map(|(start, end)| Some(start?..=end)).collect()
     }
 
     /// The first range that both have ports of, as each has it.
@@ -69,7 +103,9 @@ impl FromIterator<u16> for PortSet {
 
 impl FromIterator<RangeInclusive<u16>> for PortSet {
     fn from_iter<T: IntoIterator<Item = RangeInclusive<u16>>>(ranges: T) -> Self {
-        let mut sorted: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        let without_zero = |range: RangeInclusive<u16>| 1.max(*range.start())..=*range.end();
+        let mut sorted: Vec<_> =
+            ranges.into_iter().map(without_zero).filter(|range| !range.is_empty()).collect();
         sorted.sort_by_key(|range| *range.start());
         let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
         for range in sorted {
@@ -135,6 +171,12 @@ mod tests {
     }
 
     #[test]
+    fn the_set_of_all_ports_has_an_empty_rest() {
+        assert_eq!(set("1-65535").others(), PortSet::default());
+        assert_eq!(PortSet::default().others(), set("1-65535"));
+    }
+
+    #[test]
     fn overlaps_name_both_ranges() {
         assert_eq!(set("1-29999").overlap(&set("1280-65535")), Some((1..=29_999, 1280..=65_535)));
         assert_eq!(set("1-99,200").overlap(&set("100-199")), None);
@@ -148,6 +190,25 @@ mod tests {
             prop_assert_eq!(set.iter().collect::<Vec<_>>(), ports.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(set.count(), ports.len());
             prop_assert_eq!(set.to_string().parse::<PortSet>().unwrap(), set);
+        }
+
+        #[test]
+        fn sets_are_combined_port_by_port(
+            a in proptest::collection::vec((0u16.., 0u16..), 0..6),
+            b in proptest::collection::vec((0u16.., 0u16..), 0..6),
+            edge in prop_oneof![Just(1u16), Just(u16::MAX)],
+        ) {
+            let set = |ranges: Vec<(u16, u16)>| ranges.into_iter().map(|(a, b)| a..=b).collect::<PortSet>();
+            let (a, b) = (set(a), set(b).either(&[edge].into_iter().collect()));
+            let (both, either, rest) = (a.both(&b), a.either(&b), a.without(&b));
+            for port in 1..=u16::MAX {
+                let (in_a, in_b) = (a.contains(port), b.contains(port));
+                prop_assert_eq!(both.contains(port), in_a && in_b);
+                prop_assert_eq!(either.contains(port), in_a || in_b);
+                prop_assert_eq!(rest.contains(port), in_a && !in_b);
+                prop_assert_eq!(a.others().contains(port), !in_a);
+            }
+            prop_assert_eq!(both.overlap(&both).is_some(), !both.is_empty());
         }
     }
 }
