@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// Live sessions.
     #[command(subcommand, after_help = "Example:\n  adit session list")]
     Session(Session),
+    /// Ports that clients come in by.
+    #[command(subcommand, after_help = "Example:\n  adit entrance release 8080")]
+    Entrance(Entrance),
     /// Server identities.
     #[command(subcommand, after_help = "Example:\n  adit identity list")]
     Identity(Identity),
@@ -257,6 +260,21 @@ pub(crate) enum Session {
     Close {
         /// The session's id.
         id: String,
+    },
+}
+
+/// `adit entrance`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Entrance {
+    /// Give a captured port back to this machine's programs, UDP and TCP, until the gateway starts anew.
+    ///
+    /// For a program that was started after the gateway: what was there before keeps its ports by itself. `except` in
+    /// the [[entrance]] makes it last.
+    #[command(after_help = "Example:\n  adit entrance release 8080")]
+    Release {
+        /// The port.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
     },
 }
 

@@ -5,7 +5,7 @@ use hyper::Method;
 use serde_json::json;
 
 use crate::call::{Api, CallFault, segment};
-use crate::cli::{Ca, Device, Identity, Profile, RouteChoice, Session, TransportChoice, User};
+use crate::cli::{Ca, Device, Entrance, Identity, Profile, RouteChoice, Session, TransportChoice, User};
 use crate::output::{self, bytes, print, table};
 
 /// Everything a command needs.
@@ -175,6 +175,29 @@ impl Context<'_> {
                 let path = format!("{}/{}", api::path::SESSIONS, segment(&id));
                 let closed: api::SessionClosed = self.api.call(Method::DELETE, &path, None).await?;
                 self.show(&closed, |closed| format!("session {} closed\n", closed.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// `adit entrance`
+    pub(crate) async fn entrance(&self, command: Entrance) -> Outcome {
+        match command {
+            Entrance::Release { port } => {
+                let path = format!("{}/{port}/release", api::path::ENTRANCES);
+                let released: api::PortReleased = self.api.call(Method::POST, &path, None).await?;
+                self.show(&released, |released| {
+                    let touched = match released.sessions_touched.len() {
+                        0 => String::new(),
+                        1 => "; one session came in by it and will connect anew".to_owned(),
+                        count => format!("; {count} sessions came in by it and will connect anew"),
+                    };
+                    format!(
+                        "port {} belongs to this machine again{touched}\nto make it last: except = \"{}\" in the \
+                         [[entrance]]\n",
+                        released.port, released.port
+                    )
+                });
             }
         }
         Ok(())

@@ -123,6 +123,7 @@ fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure
             Command::Device(command) => context.device(command).await.map(|()| true),
             Command::Profile(options) => context.profile(options).await.map(|()| true),
             Command::Session(command) => context.session(command).await.map(|()| true),
+            Command::Entrance(command) => context.entrance(command).await.map(|()| true),
             Command::Identity(command) => context.identity(command).await.map(|()| true),
             Command::Ca(command) => context.ca(command).await.map(|()| true),
             Command::Status => context.status().await.map(|()| true),

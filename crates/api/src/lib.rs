@@ -7,6 +7,7 @@
 
 mod check;
 mod devices;
+mod entrances;
 mod identities;
 mod problem;
 mod sessions;
@@ -15,6 +16,7 @@ mod users;
 
 pub use check::{CheckReport, PlanEntry, PlanUse, Problem as PlanProblem, Protocol};
 pub use devices::{AddDevice, Device, DeviceList, DeviceRevoked, KeyInForce};
+pub use entrances::PortReleased;
 pub use identities::{AddIdentity, CaStatus, Identity, IdentityList};
 pub use problem::{PROBLEM_TYPE, Problem};
 pub use sessions::{Session, SessionClosed, SessionList, Transport};
@@ -69,6 +71,8 @@ pub mod path {
     pub const PROFILES: &str = "/api/v1/profiles";
     /// Sessions: list (GET), close `/ID` (DELETE).
     pub const SESSIONS: &str = "/api/v1/sessions";
+    /// Captured ports: give back `/PORT/release` (POST).
+    pub const ENTRANCES: &str = "/api/v1/entrances";
     /// Identities: list (GET), add (POST), remove `/NAME` (DELETE), rotate `/NAME/rotate` (POST).
     pub const IDENTITIES: &str = "/api/v1/identities";
     /// State of the CA (GET).

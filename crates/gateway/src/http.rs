@@ -30,6 +30,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route(&item(path::PROFILES, "/{user}/{device}"), get(profile))
         .route(path::SESSIONS, get(sessions))
         .route(&item(path::SESSIONS, "/{id}"), delete(close_session))
+        .route(&item(path::ENTRANCES, "/{port}/release"), post(release_port))
         .route(path::IDENTITIES, get(identities).post(add_identity))
         .route(&item(path::IDENTITIES, "/{name}"), delete(remove_identity))
         .route(&item(path::IDENTITIES, "/{name}/rotate"), post(rotate_identity))
@@ -176,6 +177,10 @@ async fn sessions(State(admin): Shared) -> Answer<adit_api::SessionList> {
 
 async fn close_session(State(admin): Shared, Path(id): Path<String>) -> Answer<adit_api::SessionClosed> {
     Ok(Json(admin.close_session(&id).await?))
+}
+
+async fn release_port(State(admin): Shared, Path(port): Path<u16>) -> Answer<adit_api::PortReleased> {
+    waiting(admin, move |admin| async move { admin.release_port(port).await }).await
 }
 
 async fn identities(State(admin): Shared) -> Answer<adit_api::IdentityList> {

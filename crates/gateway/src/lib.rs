@@ -9,6 +9,7 @@ mod clock;
 pub mod config;
 mod control;
 mod desk;
+mod entrances;
 pub mod http;
 pub mod identities;
 pub mod init;

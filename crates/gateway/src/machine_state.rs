@@ -1,6 +1,6 @@
 //! What the gateway needs of the machine: interface, addresses, routes, filter table, forwarding.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use adit_host::netlink::{InterfaceAddress, Route};
 use adit_host::nft::Family;
@@ -9,13 +9,15 @@ use adit_plan::pool::Pools;
 use adit_plan::rules;
 use ipnet::IpNet;
 
-use crate::config::TunnelConfig;
+use crate::config::Config;
+use crate::entrances::{self, Others};
 
 /// The name of adit's own filter table.
 pub(crate) const TABLE: &str = "adit";
 
 /// The machine as wanted for this configuration and these networks behind devices.
-pub(crate) fn wanted(tunnel: &TunnelConfig, pools: &Pools, prefixes: &[IpNet]) -> HostState {
+pub(crate) fn wanted(config: &Config, others: &Others, pools: &Pools, prefixes: &[IpNet]) -> HostState {
+    let tunnel = &config.tunnel;
     let interface = tunnel.interface.as_str();
     let mut state = HostState::default();
     let nets: Vec<IpNet> = pools.iter().map(|pool| pool.net()).collect();
@@ -56,13 +58,19 @@ pub(crate) fn wanted(tunnel: &TunnelConfig, pools: &Pools, prefixes: &[IpNet]) -
             pools: nets,
             prefixes: prefixes.to_vec(),
             client_to_client: tunnel.client_to_client,
+            entrances: entrances::for_rules(config, others),
         }),
     });
     state
 }
 
 /// The machine, changed by one at a time.
-pub(crate) struct Machine(Mutex<Box<dyn Plumbing>>);
+pub(crate) struct Machine(Mutex<Changing>);
+
+struct Changing {
+    plumbing: Box<dyn Plumbing>,
+    others: Others,
+}
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,34 +79,74 @@ impl std::fmt::Debug for Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(plumbing: Box<dyn Plumbing>) -> Self {
-        Self(Mutex::new(plumbing))
+    pub(crate) fn new(plumbing: Box<dyn Plumbing>, others: Others) -> Self {
+        Self(Mutex::new(Changing { plumbing, others }))
     }
 
-    /// Makes the machine look as wanted.
-    pub(crate) fn apply(&self, wanted: &HostState) -> Result<(), PlumbingFault> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).apply(wanted)
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the machine look as wanted for this configuration.
+    pub(crate) fn apply(&self, config: &Config, prefixes: &[IpNet]) -> Result<(), ApplyFault> {
+        let changing = &mut *self.changing();
+        changing.apply(config, prefixes)
+    }
+
+    /// Gives a captured port back to the machine's own programs. False if it is not captured.
+    pub(crate) fn release(&self, config: &Config, prefixes: &[IpNet], port: u16) -> Result<bool, ApplyFault> {
+        let changing = &mut *self.changing();
+        if !entrances::is_captured(config, &changing.others, port) {
+            return Ok(false);
+        }
+        changing.others.released.insert(port);
+        let result = changing.apply(config, prefixes);
+        if result.is_err() {
+            changing.others.released.remove(&port);
+        }
+        result.map(|()| true)
+    }
+
+    /// What is not captured although the configuration says so.
+    pub(crate) fn others(&self) -> Others {
+        self.changing().others.clone()
     }
 
     /// Puts everything back.
     pub(crate) fn undo(&self) -> Result<(), PlumbingFault> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).undo()
+        self.changing().plumbing.undo()
     }
+}
+
+impl Changing {
+    fn apply(&mut self, config: &Config, prefixes: &[IpNet]) -> Result<(), ApplyFault> {
+        let pools = config.tunnel.pools().map_err(ApplyFault::Pools)?;
+        self.plumbing.recapture(&entrances::capture_plan(config, &self.others))?;
+        Ok(self.plumbing.apply(&wanted(config, &self.others, &pools, prefixes))?)
+    }
+}
+
+/// Why the machine is not as wanted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyFault {
+    #[error("{0}")]
+    Pools(String),
+    #[error(transparent)]
+    Plumbing(#[from] PlumbingFault),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{InitOptions, parse, render};
 
     #[test]
     fn each_pool_has_its_gateway_address_and_each_network_behind_a_device_a_route() {
-        let tunnel = TunnelConfig {
-            pool4: vec!["10.88.0.0/16".parse().unwrap()],
-            pool6: vec!["fd88::/64".parse().unwrap()],
-            ..TunnelConfig::default()
-        };
+        let text = render(&InitOptions::default());
+        let config = parse(&text, std::path::Path::new("adit.toml")).unwrap();
+        let pools = Pools::new(&["10.88.0.0/16".parse().unwrap()], &["fd88::/64".parse().unwrap()]).unwrap();
         let site = "192.168.7.0/24".parse().unwrap();
-        let state = wanted(&tunnel, &tunnel.pools().unwrap(), &[site]);
+        let state = wanted(&config, &Others::default(), &pools, &[site]);
         let addresses: Vec<_> = state.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);
         assert_eq!(state.routes, [Route::by_interface(site, "adit0")]);

@@ -1,6 +1,7 @@
 //! `adit up`: the gateway from start to end.
 
-use std::net::{SocketAddr, TcpListener};
+use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +12,8 @@ use adit_engine::{Engine, StartFault};
 use adit_host::lock::{LockFault, LockFile};
 use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_conflicts};
 use adit_host::privilege::PrivilegeFault;
-use adit_host::tcp::ListenOptions;
+use adit_host::services::Bound;
 use adit_host::tun::TunOptions;
-use adit_host::udp::{PathMtu, UdpOptions, UdpSocket};
 use adit_store::{OpenFault, PoolsFault, Store, StoreFault};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +25,7 @@ use crate::alarm::Alarms;
 use crate::config::{Config, ConfigFault, Loaded};
 use crate::control::{self, Control, Message};
 use crate::desk::Desk;
+use crate::entrances::{self, Opened, Others};
 use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::{self, Machine};
@@ -33,6 +34,8 @@ use crate::{clock, http, identities};
 
 /// Messages that may wait for the control thread.
 const INBOX: usize = 8192;
+/// How often it is looked for programs that have bound captured ports.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long clients have to hear that the gateway goes away.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -162,14 +165,19 @@ impl Gateway {
         }
         let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
         refuse_conflicts(&config)?;
-        let sockets = bind_udp(&config, plumbing.as_mut())?;
-        let listeners = bind_tcp(&config, plumbing.as_mut())?;
-        if sockets.is_empty() && listeners.is_empty() {
+        // Before the first socket of this process: what is bound now is somebody else's.
+        let others = Others { services: adit_host::services::bound()?, ..Others::default() };
+        let Opened { udp, tcp: listeners } = entrances::open(&config, &others, plumbing.as_mut())?;
+        if udp.is_empty() && listeners.is_empty() {
             return Err(UpFault::Missing("[[entrance]] with a port"));
+        }
+        for service in entrances::within(&config, &others.services) {
+            tracing::info!(port = service.port, transport = ?service.transport, address = %service.address,
+                "left to the program that has bound it");
         }
         let tun = plumbing.open_tun(&TunOptions::new(&config.tunnel.interface))?;
         let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
-        plumbing.apply(&machine_state::wanted(&config.tunnel, &pools, &sites.all()))?;
+        plumbing.apply(&machine_state::wanted(&config, &others, &pools, &sites.all()))?;
 
         let alarms = Alarms::new();
         let (inbox, messages) = sync_channel(INBOX);
@@ -179,7 +187,7 @@ impl Gateway {
         let alarm = alarms.alarm("the packet loop");
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {
             tun,
-            sockets,
+            sockets: udp,
             gate: Some(Arc::clone(&gate)),
             mtu: config.tunnel.mtu,
             max_half_open: config.tunnel.max_handshakes,
@@ -213,7 +221,7 @@ impl Gateway {
             control: control.clone(),
             desk: desk.questions(),
             engine: Arc::clone(&engine),
-            machine: Machine::new(plumbing),
+            machine: Machine::new(plumbing, others),
             gate: shared_gate.clone(),
             numbering,
             since: clock::now(),
@@ -247,6 +255,8 @@ impl Gateway {
         let router = http::router(Arc::clone(&self.admin));
         let api = serve_api(&self.api, router);
         tokio::pin!(api);
+        let mut look = tokio::time::interval(LOOK_AGAIN);
+        let mut told = BTreeSet::new();
         self.log_start();
         ready();
         notify(&[sd_notify::NotifyState::Ready]);
@@ -255,6 +265,7 @@ impl Gateway {
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
                 _ = hangup.recv() => self.reload().await,
+                _ = look.tick() => self.name_latecomers(&mut told),
                 () = &mut api => break Ok(()),
                 // Whoever watches over the program starts it anew; a gateway that carries nothing would look alive.
                 why = alarms.ring() => break Err(UpFault::Failed(why)),
@@ -265,6 +276,23 @@ impl Gateway {
         self.reception.close();
         let _ = self.control.ask(|done| Message::Shutdown(DRAIN, done)).await;
         result
+    }
+
+    /// Says, once, which programs have bound a port since that is captured: they hear nothing.
+    fn name_latecomers(&self, told: &mut BTreeSet<Bound>) {
+        let Some(live) = self.admin.live() else { return };
+        let others = live.machine.others();
+        let config = &self.admin.loaded().config;
+        for late in entrances::latecomers(config, &others, std::process::id()) {
+            if told.insert(late.clone()) {
+                tracing::warn!(
+                    port = late.port, transport = ?late.transport, address = %late.address,
+                    "a program has bound a captured port since the gateway started and hears nothing: `adit entrance \
+                     release {}` gives it back, `except` in the configuration makes that last",
+                    late.port
+                );
+            }
+        }
     }
 
     async fn reload(&self) {
@@ -348,52 +376,6 @@ fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
         Some(conflict) => Err(UpFault::PoolInUse(conflict.to_string())),
         None => Ok(()),
     }
-}
-
-fn bind_udp(config: &Config, plumbing: &mut dyn Plumbing) -> Result<Vec<UdpSocket>, UpFault> {
-    let size = |bytes: usize| (bytes > 0).then_some(bytes);
-    let options = UdpOptions {
-        recv_buffer: size(config.tunnel.rcvbuf),
-        send_buffer: size(config.tunnel.sndbuf),
-        path_mtu: PathMtu::Fragment,
-        ..UdpOptions::default()
-    };
-    let mut sockets = Vec::new();
-    for entrance in &config.entrance {
-        for address in entrance.addresses() {
-            for port in entrance.udp.without(&entrance.except).iter() {
-                match plumbing.bind_udp(SocketAddr::new(address, port), &options) {
-                    Ok(socket) => sockets.push(socket),
-                    Err(fault) => tolerate_missing_ipv6(address, fault)?,
-                }
-            }
-        }
-    }
-    Ok(sockets)
-}
-
-fn bind_tcp(config: &Config, plumbing: &mut dyn Plumbing) -> Result<Vec<(TcpListener, Duration)>, UpFault> {
-    let mut listeners = Vec::new();
-    for entrance in &config.entrance {
-        for address in entrance.addresses() {
-            for port in entrance.tcp.without(&entrance.except).iter() {
-                match plumbing.listen_tcp(SocketAddr::new(address, port), &ListenOptions::default()) {
-                    Ok(listener) => listeners.push((listener, entrance.inspect)),
-                    Err(fault) => tolerate_missing_ipv6(address, fault)?,
-                }
-            }
-        }
-    }
-    Ok(listeners)
-}
-
-/// "All addresses" means those there are: a machine without IPv6 has none of them.
-fn tolerate_missing_ipv6(address: std::net::IpAddr, fault: PlumbingFault) -> Result<(), UpFault> {
-    let no_ipv6 = !Path::new("/proc/sys/net/ipv6").exists();
-    if no_ipv6 && address == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) {
-        return Ok(());
-    }
-    Err(fault.into())
 }
 
 /// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the

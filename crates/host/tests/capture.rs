@@ -12,11 +12,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use adit_host::capture::{
-    Capture, CaptureFault, CaptureOptions, CapturePlan, Captured, Ports, Protocol, Spared, Target,
+    Capture, CaptureFault, CaptureOptions, CapturePlan, Captured, Ports, Spared, Target,
 };
 use adit_host::netlink::{IfExists, InterfaceAddress, Netlink};
 use adit_host::netns::TemporaryNetns;
 use adit_host::poll::{Events, Interest, Poller};
+use adit_host::services::Transport;
 use adit_host::tcp::{self, ListenOptions};
 use adit_host::udp::{RecvBatch, SendBatch, Slots, UdpOptions};
 
@@ -179,8 +180,8 @@ fn services_keep_the_addresses_that_they_are_bound_to_and_no_others() {
         let plan = CapturePlan {
             entrances: vec![all(1..=29_999)],
             spared: vec![
-                Spared { protocol: Protocol::Udp, address: name_server.local_addr().unwrap() },
-                Spared { protocol: Protocol::Tcp, address: shell.local_addr().unwrap() },
+                Spared { transport: Transport::Udp, address: name_server.local_addr().unwrap() },
+                Spared { transport: Transport::Tcp, address: shell.local_addr().unwrap() },
             ],
         };
         let (_capture, captured) = Capture::start(&plan, &options()).unwrap();
@@ -226,6 +227,11 @@ fn an_entrance_takes_only_what_is_for_its_address_or_interface() {
         echo.check_udp(at("192.0.2.1", 7));
         echo.check_tcp(at("2001:db8::1", 7));
         check_refused(at("192.0.2.2", 5));
+
+        let v4 = Ports { target: Target::Ipv4, udp: vec![7..=7], tcp: vec![7..=7] };
+        capture.change(&plan(vec![v4])).unwrap();
+        echo.check_udp(at("192.0.2.1", 7));
+        check_refused(at("2001:db8::1", 7));
 
         let nowhere = Ports { target: Target::Interface("eth7".into()), udp: vec![5..=5], tcp: vec![] };
         let fault = capture.change(&plan(vec![nowhere])).unwrap_err();

@@ -1,8 +1,12 @@
 //! The gateway's filter table, in nft's language.
 
 use std::fmt::Write;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::ports::PortSet;
 
 /// What the table is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +21,49 @@ pub struct Gateway {
     pub prefixes: Vec<IpNet>,
     /// Clients may reach each other's inner addresses.
     pub client_to_client: bool,
+    /// Where clients come in.
+    pub entrances: Vec<Entrance>,
+}
+
+/// Ports that clients come in by, as far as nobody else has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entrance {
+    /// Where.
+    pub at: At,
+    /// UDP ports.
+    pub udp: PortSet,
+    /// TCP ports.
+    pub tcp: PortSet,
+}
+
+/// What of the packets that are for this machine an entrance takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// All of them.
+    Everywhere,
+    /// Those of IPv4.
+    Ipv4,
+    /// Those to an address.
+    Address(IpAddr),
+    /// Those that arrive by an interface.
+    Interface(String),
+}
+
+/// The first source ports that are looked for, for clients' connections.
+const PREFERRED: RangeInclusive<u16> = 40_000..=64_511;
+/// Ports below are for services.
+const UNPRIVILEGED: RangeInclusive<u16> = 1024..=65_535;
+/// Fewer source ports than these are not worth choosing.
+const ENOUGH: usize = 4096;
+
+/// Source ports for clients' connections that are in no entrance: an answer to one that is would go to the gateway.
+fn source_ports(entrances: &[Entrance]) -> Option<RangeInclusive<u16>> {
+    let used = entrances.iter().fold(PortSet::default(), |used, one| used.either(&one.udp).either(&one.tcp));
+    [PREFERRED, UNPRIVILEGED].into_iter().find_map(|range| {
+        let free = PortSet::from_iter([range]).without(&used);
+        let longest = free.ranges().iter().max_by_key(|range| range.len()).cloned();
+        longest.filter(|range| range.len() >= ENOUGH)
+    })
 }
 
 /// Networks whose addresses mean nothing outside: RFC 1918, RFC 6598, RFC 3927.
@@ -40,7 +87,7 @@ fn is_local6(net: &Ipv6Net) -> bool {
 ///   would leave are refused at once, so that clients fall back to IPv4 instead of waiting.
 #[must_use]
 pub fn render(gateway: &Gateway) -> String {
-    let Gateway { table, interface, pools, prefixes, client_to_client } = gateway;
+    let Gateway { table, interface, pools, prefixes, client_to_client, entrances } = gateway;
     let inner = |nets: &[IpNet]| {
         let v4: Vec<Ipv4Net> =
             nets.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect();
@@ -59,6 +106,14 @@ pub fn render(gateway: &Gateway) -> String {
         let _ = writeln!(out, "{:indent$}{text}", "");
     };
     line(0, &format!("table inet {table} {{"));
+    for (chain, hook) in [("entrances", Hook::Prerouting), ("answers", Hook::Output)] {
+        line(4, &format!("chain {chain} {{"));
+        line(8, &format!("type filter hook {} priority raw; policy accept;", hook.name()));
+        for rule in entrances.iter().flat_map(|entrance| untracked(entrance, hook)) {
+            line(8, &rule);
+        }
+        line(4, "}");
+    }
     line(4, "chain prerouting {");
     line(8, "type filter hook prerouting priority raw; policy accept;");
     for (family, nets) in [("ip", set(&hidden4)), ("ip6", set(&hidden6))] {
@@ -91,11 +146,58 @@ pub fn render(gateway: &Gateway) -> String {
     line(4, "chain postrouting {");
     line(8, "type nat hook postrouting priority srcnat; policy accept;");
     if let Some(nets) = set(&masked) {
-        line(8, &format!("iifname \"{interface}\" oifname != \"{interface}\" ip saddr {nets} masquerade"));
+        let leaving = format!("iifname \"{interface}\" oifname != \"{interface}\" ip saddr {nets}");
+        if let Some(ports) = source_ports(entrances) {
+            let (from, to) = ports.into_inner();
+            line(8, &format!("{leaving} meta l4proto {{ tcp, udp }} masquerade to :{from}-{to}"));
+        }
+        line(8, &format!("{leaving} masquerade"));
     }
     line(4, "}");
     line(0, "}");
     out
+}
+
+#[derive(Clone, Copy)]
+enum Hook {
+    Prerouting,
+    Output,
+}
+
+impl Hook {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Output => "output",
+        }
+    }
+}
+
+/// Rules that keep an entrance's packets out of connection tracking: they need none, and what it knows of them
+/// somebody else could have put there.
+fn untracked(entrance: &Entrance, hook: Hook) -> Vec<String> {
+    let condition = match (hook, &entrance.at) {
+        (Hook::Prerouting, At::Everywhere) => "fib daddr type local ".to_owned(),
+        (Hook::Prerouting, At::Ipv4) => "meta nfproto ipv4 fib daddr type local ".to_owned(),
+        (Hook::Prerouting, At::Interface(name)) => format!("iifname \"{name}\" fib daddr type local "),
+        (Hook::Prerouting, At::Address(IpAddr::V4(address))) => format!("ip daddr {address} "),
+        (Hook::Prerouting, At::Address(IpAddr::V6(address))) => format!("ip6 daddr {address} "),
+        (Hook::Output, At::Everywhere | At::Interface(_)) => String::new(),
+        (Hook::Output, At::Ipv4) => "meta nfproto ipv4 ".to_owned(),
+        (Hook::Output, At::Address(IpAddr::V4(address))) => format!("ip saddr {address} "),
+        (Hook::Output, At::Address(IpAddr::V6(address))) => format!("ip6 saddr {address} "),
+    };
+    let port = match hook {
+        Hook::Prerouting => "dport",
+        Hook::Output => "sport",
+    };
+    [("udp", &entrance.udp), ("tcp", &entrance.tcp)]
+        .into_iter()
+        .filter(|(_, ports)| !ports.is_empty())
+        .map(|(protocol, ports)| {
+            format!("{condition}{protocol} {port} {{ {} }} notrack", ports.to_string().replace(',', ", "))
+        })
+        .collect()
 }
 
 /// An anonymous set; `None` when there is nothing in it, which nft does not take.
@@ -115,6 +217,7 @@ mod tests {
             pools: vec!["10.88.0.0/16".parse().unwrap(), "fd88::/64".parse().unwrap()],
             prefixes: vec![],
             client_to_client: false,
+            entrances: vec![],
         }
     }
 
@@ -124,7 +227,7 @@ mod tests {
             pools: vec!["203.0.113.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
             ..gateway()
         };
-        assert!(render(&gateway()).contains("ip saddr { 10.88.0.0/16 } masquerade"));
+        assert!(render(&gateway()).contains("ip saddr { 10.88.0.0/16 } masquerade\n"));
         let text = render(&public);
         assert!(!text.contains("masquerade") && !text.contains("no-route") && !text.contains("drop"));
     }
@@ -145,5 +248,24 @@ mod tests {
     fn an_empty_gateway_makes_a_table_without_empty_sets() {
         let text = render(&Gateway { pools: vec![], ..gateway() });
         assert!(!text.contains("{ }") && !text.contains("{  }"), "{text}");
+    }
+
+    #[test]
+    fn entrances_are_not_tracked_and_clients_connections_leave_from_other_ports() {
+        let entrance =
+            |at, ports: &str| Entrance { at, udp: ports.parse().unwrap(), tcp: PortSet::default() };
+        let with = |entrances| render(&Gateway { entrances, ..gateway() });
+        let text = with(vec![
+            entrance(At::Everywhere, "1-52,54-29999"),
+            entrance(At::Address("2001:db8::1".parse().unwrap()), "5"),
+        ]);
+        assert!(text.contains("fib daddr type local udp dport { 1-52, 54-29999 } notrack"));
+        assert!(text.contains("ip6 saddr 2001:db8::1 udp sport { 5 } notrack"));
+        assert!(text.contains("masquerade to :40000-64511\n"));
+        let text = with(vec![entrance(At::Everywhere, "1-49999")]);
+        assert!(text.contains("masquerade to :50000-64511\n"));
+        let text = with(vec![entrance(At::Ipv4, "30000-65535")]);
+        assert!(text.contains("masquerade to :1024-29999\n"));
+        assert!(!with(vec![entrance(At::Ipv4, "1-65535")]).contains("masquerade to"));
     }
 }

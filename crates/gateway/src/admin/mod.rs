@@ -3,6 +3,7 @@
 
 mod authority;
 mod devices;
+mod entrances;
 mod identities;
 mod profiles;
 mod reload;
@@ -24,12 +25,12 @@ use tokio::sync::oneshot;
 
 pub use self::profiles::{ProfileOptions, ProfileRoute, ProfileTransport};
 use crate::clock;
-use crate::config::{ConfigFault, Loaded};
+use crate::config::{Config, ConfigFault, Loaded};
 use crate::control::{Control, IdentityPlan, Message, Which};
 use crate::desk::Ask;
 use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
-use crate::machine_state::{self, Machine};
+use crate::machine_state::Machine;
 use crate::sites::Sites;
 
 /// Name of the database in the state directory.
@@ -157,11 +158,14 @@ impl Admin {
 
     /// The machine's routes and rules follow the networks behind devices.
     fn apply_sites(&self) -> Result<(), Problem> {
+        self.apply_to_machine(&self.loaded().config)
+    }
+
+    /// The machine follows a configuration, and the networks behind devices.
+    fn apply_to_machine(&self, config: &Config) -> Result<(), Problem> {
         self.sites.refresh(&self.store).map_err(internal)?;
         let Some(live) = &self.live else { return Ok(()) };
-        let tunnel = &self.loaded().config.tunnel;
-        let pools = tunnel.pools().map_err(internal)?;
-        live.machine.apply(&machine_state::wanted(tunnel, &pools, &self.sites.all())).map_err(internal)
+        live.machine.apply(config, &self.sites.all()).map_err(internal)
     }
 
     /// Puts new identities in force.

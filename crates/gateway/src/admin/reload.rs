@@ -10,6 +10,7 @@ use super::{Admin, internal, invalid};
 use crate::config::{Config, Loaded, TunnelConfig};
 use crate::control::{Message, Which};
 use crate::desk::Ask;
+use crate::entrances;
 
 /// Differences in words, by what they need.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -51,6 +52,8 @@ impl Admin {
         if dry_run || !difference.restart.is_empty() {
             return Ok((difference, false));
         }
+        // First what the machine may refuse.
+        self.apply_to_machine(&new.config)?;
         self.use_identities(&new).map_err(invalid)?;
         let tunnel = Arc::new(new.config.tunnel.clone());
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
@@ -58,7 +61,6 @@ impl Admin {
             // When the desk is gone the gateway is about to end anyway.
             let _ = live.desk.send(Ask::Settings(tunnel));
         }
-        self.apply_sites()?;
         Ok((difference, true))
     }
 
@@ -91,7 +93,7 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.name != new.name, "name");
     fixed(old.state != new.state, "state");
     fixed(old.ca.key != new.ca.key, "[ca] key");
-    fixed(old.entrance != new.entrance, "[[entrance]]");
+    fixed(!entrances::can_follow(old, new), "[[entrance]]");
     fixed(old.unknown != new.unknown, "[unknown]");
     fixed(old.store != new.store, "[store]");
     fixed(old.api != new.api, "[api]");
@@ -103,6 +105,9 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(before.sndbuf != after.sndbuf, "[tunnel] sndbuf");
     fixed(before.rcvbuf != after.rcvbuf, "[tunnel] rcvbuf");
     fixed(before.max_handshakes != after.max_handshakes, "[tunnel] max_handshakes");
+    if old.entrance != new.entrance && entrances::can_follow(old, new) {
+        difference.live.push("[[entrance]]: captured ports".into());
+    }
     if old.public != new.public {
         difference.live.push(format!("public: {:?}, in new profiles", new.public));
     }

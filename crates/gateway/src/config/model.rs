@@ -177,6 +177,9 @@ pub struct EntranceConfig {
     /// The address; `::` stands for all, IPv4 too.
     #[serde(default = "any_address")]
     pub address: IpAddr,
+    /// What arrives by this interface, whatever the address of this machine.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// UDP ports.
     #[serde(default, deserialize_with = "ports")]
     pub udp: PortSet,

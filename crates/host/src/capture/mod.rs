@@ -29,6 +29,7 @@ use crate::bpf::{self, Map, MapKind};
 use crate::errno::words;
 use crate::netlink::Netlink;
 use crate::netns::{Netns, NetnsFault};
+use crate::services::{Bound, Transport};
 use crate::socket::BindFault;
 use crate::tcp::{self, ListenOptions};
 use crate::udp::{Answering, UdpOptions, UdpSocket};
@@ -38,6 +39,8 @@ use crate::udp::{Answering, UdpOptions, UdpSocket};
 pub enum Target {
     /// Those to any of its addresses.
     Everything,
+    /// Those to any of its IPv4 addresses.
+    Ipv4,
     /// Those to one address.
     Address(IpAddr),
     /// Those that arrive by this interface.
@@ -55,21 +58,22 @@ pub struct Ports {
     pub tcp: Vec<RangeInclusive<u16>>,
 }
 
-/// A transport protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
-
 /// An address of a service of this machine that is left to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Spared {
-    /// Its protocol.
-    pub protocol: Protocol,
+    /// TCP or UDP.
+    pub transport: Transport,
     /// Its address; the unspecified one stands for all of that family.
     pub address: SocketAddr,
+}
+
+impl Spared {
+    /// What spares a bound socket.
+    #[must_use]
+    pub fn of(bound: &Bound) -> Vec<Self> {
+        let at = |address| Self { transport: bound.transport, address: SocketAddr::new(address, bound.port) };
+        bound.addresses().into_iter().map(at).collect()
+    }
 }
 
 /// What is captured and what is spared.
@@ -188,8 +192,8 @@ impl Capture {
         let mut targets: BTreeMap<&Target, Bits> = BTreeMap::new();
         for entrance in &plan.entrances {
             let bits = targets.entry(&entrance.target).or_default();
-            bits.capture(Protocol::Tcp, &entrance.tcp);
-            bits.capture(Protocol::Udp, &entrance.udp);
+            bits.capture(Transport::Tcp, &entrance.tcp);
+            bits.capture(Transport::Udp, &entrance.udp);
         }
         if targets.len() > MAX_TARGETS {
             return Err(CaptureFault::TooMany(targets.len()));
@@ -198,7 +202,7 @@ impl Capture {
         for service in &plan.spared {
             spared.put(spared_key(service), [1])?;
             for bits in targets.values_mut() {
-                bits.look_up(service.protocol, service.address.port());
+                bits.look_up(service.transport, service.address.port());
             }
         }
         let mut links = Vec::new();
@@ -229,6 +233,7 @@ impl Drop for Capture {
 fn only(target: &Target) -> Result<program::Only, CaptureFault> {
     Ok(match target {
         Target::Everything => program::Only::Everything,
+        Target::Ipv4 => program::Only::AllIpv4,
         Target::Address(IpAddr::V4(address)) => program::Only::Ipv4(*address),
         Target::Address(IpAddr::V6(address)) => program::Only::Ipv6(*address),
         Target::Interface(name) => match Netlink::open().and_then(|netlink| netlink.link_index(name)) {
@@ -244,8 +249,8 @@ fn spared_key(service: &Spared) -> [u8; 20] {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
-    let protocol = program::number_of(service.protocol);
-    let number = (u32::from(service.address.port()) | protocol << 16).to_ne_bytes();
+    let transport = program::number_of(service.transport);
+    let number = (u32::from(service.address.port()) | transport << 16).to_ne_bytes();
     let mut key = [0; 20];
     for (to, from) in key.iter_mut().zip(address.octets().into_iter().chain(number)) {
         *to = from;
@@ -267,21 +272,21 @@ impl Default for Bits {
 }
 
 impl Bits {
-    fn word(&mut self, protocol: Protocol, port: u16) -> Option<&mut (u64, u64)> {
-        let index = program::number_of(protocol) * WORDS + u32::from(port / WORD);
+    fn word(&mut self, transport: Transport, port: u16) -> Option<&mut (u64, u64)> {
+        let index = program::number_of(transport) * WORDS + u32::from(port / WORD);
         self.words.get_mut(index as usize)
     }
 
-    fn capture(&mut self, protocol: Protocol, ranges: &[RangeInclusive<u16>]) {
+    fn capture(&mut self, transport: Transport, ranges: &[RangeInclusive<u16>]) {
         for port in ranges.iter().cloned().flatten().filter(|port| *port != 0) {
-            if let Some((captured, _)) = self.word(protocol, port) {
+            if let Some((captured, _)) = self.word(transport, port) {
                 *captured |= 1 << (port % WORD);
             }
         }
     }
 
-    fn look_up(&mut self, protocol: Protocol, port: u16) {
-        if let Some((_, special)) = self.word(protocol, port) {
+    fn look_up(&mut self, transport: Transport, port: u16) {
+        if let Some((_, special)) = self.word(transport, port) {
             *special |= 1 << (port % WORD);
         }
     }

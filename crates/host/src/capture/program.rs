@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::Protocol;
 use crate::bpf::asm::{Assembler, Helper, Label, Op, Reg};
+use crate::services::Transport;
 
 /// Places in the map of sockets: a family and a protocol, added.
 pub(super) const IPV4: u32 = 0;
@@ -12,10 +12,10 @@ pub(super) const TCP: u32 = 0;
 pub(super) const UDP: u32 = 1;
 
 /// The number that keys and places are made with.
-pub(super) fn number_of(protocol: Protocol) -> u32 {
-    match protocol {
-        Protocol::Tcp => TCP,
-        Protocol::Udp => UDP,
+pub(super) fn number_of(transport: Transport) -> u32 {
+    match transport {
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
     }
 }
 
@@ -23,6 +23,7 @@ pub(super) fn number_of(protocol: Protocol) -> u32 {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Only {
     Everything,
+    AllIpv4,
     Ipv4(Ipv4Addr),
     Ipv6(Ipv6Addr),
     Interface(u32),
@@ -122,6 +123,10 @@ fn family_and_address(code: &mut Assembler, only: Only, pass: Label) {
         Only::Ipv4(address) => {
             code.jump_unless_equal(Reg::R2, libc::AF_INET, pass);
             ipv4(code, Some(address), pass);
+        }
+        Only::AllIpv4 => {
+            code.jump_unless_equal(Reg::R2, libc::AF_INET, pass);
+            ipv4(code, None, pass);
         }
         Only::Ipv6(address) => {
             code.jump_unless_equal(Reg::R2, libc::AF_INET6, pass);
