@@ -6,15 +6,14 @@
 //! since it started, so it knows their chains and verifies only that each holds its key; OpenVPN has no such memory.
 //!
 //! Stock clients are processes whose start takes the machine far more than the server's part does, and leaves nothing
-//! of the server in the processors' caches. [Light](crate::light) ones show what the server can do when it has much to do.
+//! of the server in the processors' caches. [Light](LightClient) ones show what the server can do when it has much to do.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use adit_testbed::{Network, OpenVpnClient, OpenVpnServer, Process};
+use adit_testbed::{AT_ONCE, LightClient, Network, OpenVpnClient, OpenVpnServer, Process, in_parallel};
 use serde_json::json;
 
-use crate::light::{self, Light};
 use crate::report::{Report, Table};
 use crate::{peers, usage};
 
@@ -35,7 +34,7 @@ pub(crate) fn run(report: &mut Report, rounds: u32, clients: u32) {
     for kind in [Kind::Stock, Kind::Light] {
         let what = match kind {
             Kind::Stock => format!("{clients} stock clients connect at once"),
-            Kind::Light => format!("{clients} light clients connect, {} at a time", light::AT_ONCE),
+            Kind::Light => format!("{clients} light clients connect, {} at a time", AT_ONCE),
         };
         let mut figures = PEERS.map(|peer| (peer, Vec::new()));
         for round in 1..=rounds {
@@ -92,7 +91,7 @@ fn measure(
     profiles: &[String],
 ) -> [f64; 3] {
     let light: Vec<_> =
-        profiles.iter().filter(|_| kind == Kind::Light).map(|text| Light::new(text)).collect();
+        profiles.iter().filter(|_| kind == Kind::Light).map(|text| LightClient::new(text)).collect();
     let (cpu, memory, start) = (usage::cpu_of_threads(process), process.memory(), std::time::Instant::now());
     let mut stock = Vec::new();
     if kind == Kind::Stock {
@@ -102,7 +101,10 @@ fn measure(
             client.process().wait_for("Initialization Sequence Completed", LIMIT);
         }
     }
-    let connected = light::connect_all(&network.access, server, &light);
+    let any = Ipv4Addr::UNSPECIFIED.into();
+    let connected: Vec<_> = in_parallel(&network.access, light.len(), |n| {
+        light.get(n).map(|client| client.connect(any, server, false).expect("all connect"))
+    });
     let seconds = start.elapsed().as_secs_f64();
     let cpu = usage::cpu_of_threads(process) - cpu;
     let memory = process.memory().saturating_sub(memory);

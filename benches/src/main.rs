@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod handshakes;
-mod light;
 mod machine;
 mod peers;
 mod report;
