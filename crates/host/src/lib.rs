@@ -14,7 +14,8 @@
 //!   Start here; the modules below are its tools.
 //! * [`netlink`] (links, addresses, routes, rules), [`nft`], [`sysctl`], [`netns`].
 //!
-//! What a daemon checks and sets when it starts: [`lock`], [`limits`], [`privilege`].
+//! What a daemon checks and sets when it starts: [`lock`], [`limits`], [`privilege`]; and [`services`]: which ports
+//! others have.
 //!
 //! Everything network happens in the network namespace of the calling thread.
 
@@ -31,6 +32,7 @@ pub mod plumbing;
 pub mod poll;
 pub mod privilege;
 pub mod process;
+pub mod services;
 pub mod socket;
 pub mod sysctl;
 pub mod tcp;

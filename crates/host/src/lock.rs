@@ -1,8 +1,8 @@
 //! One daemon at a time: a file that the running one holds locked.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -74,13 +74,42 @@ impl LockFile {
 
 /// Who holds the lock, as far as the file tells: it is empty for a moment while the holder writes it.
 fn holder(file: &mut File) -> String {
+    written(file).map_or_else(|| "another process".to_owned(), |process| format!("process {process}"))
+}
+
+/// The process that the file names.
+fn written(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     // A process id has at most seven digits; whatever else the file holds is not read.
-    let read = file.take(16).read_to_string(&mut text);
-    match (read, text.trim().parse::<u32>()) {
-        (Ok(_), Ok(pid)) => format!("process {pid}"),
-        _ => "another process".to_owned(),
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The process that has locked the file at `path`, without trying to lock it; `None` when there is no such file, or
+/// when the process it names does not have it open: an ended one's number may be another's by now.
+///
+/// # Errors
+/// When the process may not be looked into.
+pub fn locked_by(path: &Path) -> io::Result<Option<u32>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let Some(process) = written(&mut file) else { return Ok(None) };
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let wanted = identity(file.metadata()?);
+    // The process may be this one.
+    drop(file);
+    let descriptors = match fs::read_dir(format!("/proc/{process}/fd")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        descriptors => descriptors?,
+    };
+    for descriptor in descriptors.map_while(Result::ok) {
+        if fs::metadata(descriptor.path()).map(identity).is_ok_and(|found| found == wanted) {
+            return Ok(Some(process));
+        }
     }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -103,12 +132,25 @@ mod tests {
     fn a_dropped_lock_can_be_taken_again_and_old_text_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adit.lock");
-        std::fs::write(&path, "4194304 and more").unwrap();
+        fs::write(&path, "4194304 and more").unwrap();
         drop(LockFile::acquire(&path).unwrap());
 
         let _again = LockFile::acquire(&path).unwrap();
 
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn the_holder_is_found_without_locking_and_one_that_has_ended_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adit.lock");
+        assert_eq!(locked_by(&path).unwrap(), None);
+        let held = LockFile::acquire(&path).unwrap();
+        assert_eq!(locked_by(&path).unwrap(), Some(std::process::id()));
+        drop(held);
+        assert_eq!(locked_by(&path).unwrap(), None, "the process is there, without the file");
+        fs::write(&path, "4194305\n").unwrap();
+        assert_eq!(locked_by(&path).unwrap(), None, "there is no such process");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -14,6 +14,8 @@ use thiserror::Error;
 use crate::errno::words;
 
 const ROOT: &str = "/proc/sys";
+/// More than a list of all ports takes, which is the longest value there is.
+const LONGEST: usize = 512 << 10;
 
 /// Why a parameter could not be read or set.
 #[derive(Debug, Error)]
@@ -50,8 +52,23 @@ pub enum SysctlFault {
 /// # Errors
 /// [`SysctlFault::Missing`] when there is no such parameter.
 pub fn get(name: &str) -> Result<String, SysctlFault> {
-    let text = fs::read_to_string(path(name)?).map_err(|error| fault(name, "", error))?;
+    let path = path(name)?;
+    let text = read_at_once(&path).map_err(|error| fault(name, "", error))?;
     Ok(text.trim_end().to_owned())
+}
+
+/// The kernel gives a value with the first read, cut off to what that has room for, and nothing with the next one.
+fn read_at_once(path: &Path) -> io::Result<String> {
+    let mut room = vec![0; 4096];
+    loop {
+        let length = fs::File::open(path)?.read(&mut room)?;
+        if length < room.len() || length >= LONGEST {
+            room.truncate(length);
+            return String::from_utf8(room)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        room.resize(LONGEST, 0);
+    }
 }
 
 /// Sets the value.
@@ -213,6 +230,19 @@ mod tests {
         });
 
         assert_eq!(get("net.ipv4.ip_local_port_range").unwrap(), outside);
+    }
+
+    #[test]
+    fn long_values_are_read_whole() {
+        let netns = TemporaryNetns::create("adit-sysctl").unwrap();
+        netns.run_in(|| {
+            for last in [1100, 65_535] {
+                let ports: Vec<String> = (1000..=last).step_by(2).map(|port: u32| port.to_string()).collect();
+                let ports = ports.join(",");
+                set("net.ipv4.ip_local_reserved_ports", &ports).unwrap();
+                assert_eq!(get("net.ipv4.ip_local_reserved_ports").unwrap(), ports);
+            }
+        });
     }
 
     #[test]

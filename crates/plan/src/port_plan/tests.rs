@@ -327,7 +327,8 @@ fn check(demands: &Demands, plan: &PortPlan) -> Result<(), TestCaseError> {
             .ephemeral
             .clone()
             .all(|port| used(Use::Nat).contains(port) || used(Use::Forward).contains(port));
-        if !given_up && !(at.is_unspecified() && named_of_family) {
+        let stands_for_others = at.is_unspecified() && named_of_family;
+        if !given_up && !stands_for_others {
             prop_assert!(host.overlap(&others).is_none(), "{at} {protocol}: {host} and {others}");
         }
     }
