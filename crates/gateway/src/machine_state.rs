@@ -14,10 +14,16 @@ use crate::config::TunnelConfig;
 /// The name of adit's own filter table.
 pub(crate) const TABLE: &str = "adit";
 
-/// The machine as wanted for this configuration and these networks behind devices.
-pub(crate) fn wanted(tunnel: &TunnelConfig, pools: &Pools, prefixes: &[IpNet]) -> HostState {
+/// The machine as wanted for this configuration, these networks behind devices, and with the port plan's parameters
+/// for the source ports of the machine's own connections.
+pub(crate) fn wanted(
+    tunnel: &TunnelConfig,
+    pools: &Pools,
+    prefixes: &[IpNet],
+    source_ports: &[Sysctl],
+) -> HostState {
     let interface = tunnel.interface.as_str();
-    let mut state = HostState::default();
+    let mut state = HostState { sysctls: source_ports.to_vec(), ..HostState::default() };
     let nets: Vec<IpNet> = pools.iter().map(|pool| pool.net()).collect();
     let all = nets.iter().chain(prefixes);
     if all.clone().any(|net| matches!(net, IpNet::V4(_))) {
@@ -98,11 +104,13 @@ mod tests {
             ..TunnelConfig::default()
         };
         let site = "192.168.7.0/24".parse().unwrap();
-        let state = wanted(&tunnel, &tunnel.pools().unwrap(), &[site]);
+        let ports = Sysctl::new("net.ipv4.ip_local_port_range", "64512 65535");
+        let state = wanted(&tunnel, &tunnel.pools().unwrap(), &[site], std::slice::from_ref(&ports));
         let addresses: Vec<_> = state.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);
         assert_eq!(state.routes, [Route::by_interface(site, "adit0")]);
         assert!(state.tables[0].ruleset.contains("192.168.7.0/24"));
-        assert_eq!(state.sysctls.len(), 5);
+        assert_eq!(state.sysctls.len(), 6);
+        assert!(state.sysctls.contains(&ports));
     }
 }

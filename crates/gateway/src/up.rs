@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use adit_engine::{Engine, StartFault};
 use adit_host::lock::{LockFault, LockFile};
-use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_conflicts};
+use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, Sysctl, find_conflicts};
 use adit_host::privilege::PrivilegeFault;
 use adit_host::tcp::ListenOptions;
 use adit_host::tun::TunOptions;
@@ -28,6 +28,7 @@ use crate::desk::Desk;
 use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::{self, Machine};
+use crate::port_plan::{Present, decide};
 use crate::sites::Sites;
 use crate::{clock, http, identities};
 
@@ -69,6 +70,9 @@ pub enum UpFault {
     /// The machine.
     #[error(transparent)]
     Plumbing(#[from] PlumbingFault),
+    /// The port plan.
+    #[error("{0}")]
+    Ports(String),
     /// A pool is in use on this machine.
     #[error("{0}; choose another pool in the configuration")]
     PoolInUse(String),
@@ -101,6 +105,7 @@ pub enum UpFault {
 pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     adit_host::privilege::check()?;
     let loaded = Loaded::read(config)?;
+    loaded.refuse_unsupported()?;
     // Descriptors and core dumps: better with, but no reason not to start.
     if let Err(error) = adit_host::limits::raise_open_files() {
         tracing::warn!(%error, "cannot raise the number of open files");
@@ -112,7 +117,7 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     if !state.is_dir() {
         return Err(KeyringFault::NoAuthority(state).into());
     }
-    let _lock = LockFile::acquire(&state.join("lock"))?;
+    let _lock = LockFile::acquire(&loaded.lock())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(16)
@@ -162,6 +167,7 @@ impl Gateway {
         }
         let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
         refuse_conflicts(&config)?;
+        let source_ports = plan_ports(&loaded)?;
         let sockets = bind_udp(&config, plumbing.as_mut())?;
         let listeners = bind_tcp(&config, plumbing.as_mut())?;
         if sockets.is_empty() && listeners.is_empty() {
@@ -169,7 +175,7 @@ impl Gateway {
         }
         let tun = plumbing.open_tun(&TunOptions::new(&config.tunnel.interface))?;
         let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
-        plumbing.apply(&machine_state::wanted(&config.tunnel, &pools, &sites.all()))?;
+        plumbing.apply(&machine_state::wanted(&config.tunnel, &pools, &sites.all(), &source_ports))?;
 
         let alarms = Alarms::new();
         let (inbox, messages) = sync_channel(INBOX);
@@ -214,6 +220,7 @@ impl Gateway {
             desk: desk.questions(),
             engine: Arc::clone(&engine),
             machine: Machine::new(plumbing),
+            source_ports,
             gate: shared_gate.clone(),
             numbering,
             since: clock::now(),
@@ -347,6 +354,16 @@ fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
     match find_conflicts(&pools, Some(&config.tunnel.interface))?.first() {
         Some(conflict) => Err(UpFault::PoolInUse(conflict.to_string())),
         None => Ok(()),
+    }
+}
+
+/// The kernel parameters of the port plan.
+fn plan_ports(loaded: &Loaded) -> Result<Vec<Sysctl>, UpFault> {
+    let present = Present::read(&loaded.lock()).map_err(UpFault::Ports)?;
+    let decision = decide(&loaded.config, &present);
+    match decision.problems.first() {
+        Some(problem) => Err(UpFault::Ports(format!("{}; {}", problem.message, problem.hint))),
+        None => Ok(decision.sysctls),
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use adit_api::Problem;
 use adit_engine::{Command, Engine};
+use adit_host::plumbing::Sysctl;
 use adit_openvpn::gate::IdentityId;
 use adit_openvpn::machine::Farewell;
 use adit_store::{Change, ChangeFault, OpenFault, Page, Store, StoreFault};
@@ -59,6 +60,8 @@ pub(crate) struct Live {
     pub(crate) desk: Sender<Ask>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) machine: Machine,
+    /// Parameters of the port plan, as decided before any was set.
+    pub(crate) source_ports: Vec<Sysctl>,
     pub(crate) gate: SharedGate,
     pub(crate) numbering: Numbering,
     pub(crate) since: adit_store::Timestamp,
@@ -161,7 +164,8 @@ impl Admin {
         let Some(live) = &self.live else { return Ok(()) };
         let tunnel = &self.loaded().config.tunnel;
         let pools = tunnel.pools().map_err(internal)?;
-        live.machine.apply(&machine_state::wanted(tunnel, &pools, &self.sites.all())).map_err(internal)
+        let wanted = machine_state::wanted(tunnel, &pools, &self.sites.all(), &live.source_ports);
+        live.machine.apply(&wanted).map_err(internal)
     }
 
     /// Puts new identities in force.

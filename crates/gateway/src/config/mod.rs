@@ -2,6 +2,7 @@
 
 mod duration;
 mod model;
+mod ports;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ pub use model::{
     ApiConfig, CaConfig, Config, EntranceConfig, IdentityConfig, Routes, StoreConfig, TunnelConfig,
     UnknownAnswer, WrapKind,
 };
+pub use ports::{Block, ForwardConfig, HostConfig, NatConfig};
 pub use template::{InitOptions, render};
 
 /// Why a configuration cannot be used.
@@ -57,10 +59,27 @@ impl Loaded {
         Ok(Self { path: path.to_owned(), config: parse(&text, path)? })
     }
 
+    /// Refuses what `adit up` cannot do yet.
+    ///
+    /// # Errors
+    /// [`ConfigFault::Malformed`] that names the table.
+    pub(crate) fn refuse_unsupported(&self) -> Result<(), ConfigFault> {
+        match self.config.unsupported().into_iter().next() {
+            Some(message) => Err(ConfigFault::Malformed { path: self.path.clone(), line: None, message }),
+            None => Ok(()),
+        }
+    }
+
     /// The state directory.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.beside(&self.config.state)
+    }
+
+    /// The file that the running gateway has locked.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.state().join("lock")
     }
 
     /// The socket of the API.

@@ -14,9 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 
 use super::duration;
-
-/// Ports that get a socket each; more of them need another way of listening.
-pub(crate) const MAX_PORTS: usize = 64;
+use super::ports::{ForwardConfig, HostConfig, NatConfig};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -54,16 +52,16 @@ pub struct Config {
     pub api: ApiConfig,
     /// The machine's own ports.
     #[serde(default)]
-    host: Option<toml::Table>,
+    pub host: HostConfig,
     /// Services behind the entrances.
     #[serde(default)]
     service: Vec<toml::Table>,
     /// Traceable source NAT.
     #[serde(default)]
-    nat: Option<toml::Table>,
+    pub nat: Option<NatConfig>,
     /// Forwarded ports.
     #[serde(default)]
-    forward: Option<toml::Table>,
+    pub forward: Option<ForwardConfig>,
 }
 
 fn default_name() -> String {
@@ -374,16 +372,8 @@ impl Default for ApiConfig {
 impl Config {
     /// What serde cannot see: values that do not fit each other.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let later = [
-            ("[host]", self.host.is_some()),
-            ("[[service]]", !self.service.is_empty()),
-            ("[nat]", self.nat.is_some()),
-            ("[forward]", self.forward.is_some()),
-        ];
-        for (table, present) in later {
-            if present {
-                return Err(format!("{table} is not supported by this version of adit; remove it"));
-            }
+        if !self.service.is_empty() {
+            return Err(unsupported("[[service]]"));
         }
         if self.store.url != "sqlite" {
             return Err(format!(
@@ -399,7 +389,13 @@ impl Config {
         }
         self.validate_tunnel()?;
         self.validate_identities()?;
-        self.validate_entrances()
+        self.validate_ports()
+    }
+
+    /// What the file has and `adit up` cannot do yet, in words.
+    pub(crate) fn unsupported(&self) -> Vec<String> {
+        let tables = [("[nat]", self.nat.is_some()), ("[forward]", self.forward.is_some())];
+        tables.into_iter().filter(|(_, present)| *present).map(|(table, _)| unsupported(table)).collect()
     }
 
     fn validate_tunnel(&self) -> Result<(), String> {
@@ -462,22 +458,10 @@ impl Config {
         }
         Ok(())
     }
+}
 
-    fn validate_entrances(&self) -> Result<(), String> {
-        for entrance in &self.entrance {
-            for (protocol, ports) in [("udp", &entrance.udp), ("tcp", &entrance.tcp)] {
-                let open = ports.without(&entrance.except);
-                if open.count() > MAX_PORTS {
-                    return Err(format!(
-                        "[[entrance]] {protocol} = \"{ports}\": {} ports; this version of adit opens one socket for \
-                         each port, at most {MAX_PORTS} for an entrance",
-                        open.count()
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
+fn unsupported(table: &str) -> String {
+    format!("{table} is not supported by this version of adit; remove it")
 }
 
 fn is_domain(text: &str) -> bool {
@@ -501,7 +485,7 @@ enum WrittenPorts {
     Text(String),
 }
 
-fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
+pub(super) fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
     match WrittenPorts::deserialize(deserializer)? {
         WrittenPorts::One(port) => Ok([port].into_iter().collect()),
         WrittenPorts::Text(text) => text.parse().map_err(serde::de::Error::custom),
