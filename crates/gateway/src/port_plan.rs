@@ -179,6 +179,19 @@ fn sysctls(demands: &Demands, present: &Present) -> Vec<Sysctl> {
 }
 
 impl Decision {
+    /// Takes out of the entrances what the plan leaves to programs that have it.
+    pub(crate) fn leave_to_others(&self, config: &mut Config) {
+        for entrance in &mut config.entrance {
+            let addresses = entrance.addresses();
+            for (protocol, ports) in [(Protocol::Tcp, &mut entrance.tcp), (Protocol::Udp, &mut entrance.udp)]
+            {
+                for address in &addresses {
+                    *ports = ports.both(&self.plan.ports(*address, protocol, Use::Entrance));
+                }
+            }
+        }
+    }
+
     fn problem(&mut self, code: &str, message: String, hint: String) {
         self.problems.push(PlanProblem { code: code.to_owned(), message, hint });
     }
@@ -426,6 +439,11 @@ mod tests {
         );
         assert!(decision.notes[2].contains("`adit entrance release PORT`"), "{:?}", decision.notes);
         assert_eq!(decision.notes.len(), 3);
+        let text = format!("{BASE}[[entrance]]\ntcp = \"1-29999\"\nudp = \"1-29999\"\n");
+        let mut config = crate::config::parse(&text, Path::new("adit.toml")).unwrap();
+        decision.leave_to_others(&mut config);
+        assert_eq!(config.entrance[0].tcp.to_string(), "1-21,23-29999");
+        assert_eq!(config.entrance[0].udp.to_string(), "1-29999");
 
         let decision = decided("[[entrance]]\nudp = 51820\ntcp = 443\n", &present);
         assert_eq!(codes(&decision), ["entrance"]);

@@ -147,7 +147,7 @@ impl Gateway {
     /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go. The
     /// alarms ring when a part without which it is of no use has ended.
     fn start(loaded: Loaded, runtime: &tokio::runtime::Runtime) -> Result<(Self, Alarms), UpFault> {
-        let config = loaded.config.clone();
+        let mut config = loaded.config.clone();
         let state = loaded.state();
         if config.identity.is_empty() {
             return Err(UpFault::Missing("[[identity]]"));
@@ -167,7 +167,7 @@ impl Gateway {
         }
         let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
         refuse_conflicts(&config)?;
-        let source_ports = plan_ports(&loaded)?;
+        let source_ports = plan_ports(&loaded, &mut config)?;
         let sockets = bind_udp(&config, plumbing.as_mut())?;
         let listeners = bind_tcp(&config, plumbing.as_mut())?;
         if sockets.is_empty() && listeners.is_empty() {
@@ -357,14 +357,18 @@ fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
     }
 }
 
-/// The kernel parameters of the port plan.
-fn plan_ports(loaded: &Loaded) -> Result<Vec<Sysctl>, UpFault> {
+/// The kernel parameters of the port plan. What others have bound is taken out of the entrances.
+fn plan_ports(loaded: &Loaded, config: &mut Config) -> Result<Vec<Sysctl>, UpFault> {
     let present = Present::read(&loaded.lock()).map_err(UpFault::Ports)?;
-    let decision = decide(&loaded.config, &present);
-    match decision.problems.first() {
-        Some(problem) => Err(UpFault::Ports(format!("{}; {}", problem.message, problem.hint))),
-        None => Ok(decision.sysctls),
+    let decision = decide(config, &present);
+    if let Some(problem) = decision.problems.first() {
+        return Err(UpFault::Ports(format!("{}; {}", problem.message, problem.hint)));
     }
+    for note in &decision.notes {
+        tracing::info!("{note}");
+    }
+    decision.leave_to_others(config);
+    Ok(decision.sysctls)
 }
 
 fn bind_udp(config: &Config, plumbing: &mut dyn Plumbing) -> Result<Vec<UdpSocket>, UpFault> {
