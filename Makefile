@@ -64,7 +64,7 @@ bench:
 	$(SUDO) target/release/adit-bench
 
 ## The full counts, in parts of at most 40 minutes each.
-PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client
+PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping
 proof: $(PROOFS)
 
 .PHONY: $(PROOFS)
@@ -83,6 +83,9 @@ proof-refusals:
 proof-client:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
+proof-striping:
+	$(call need,$(TEST_PACKAGES))
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test port_plan -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

@@ -176,9 +176,13 @@ fn a_mistake_in_the_configuration_is_named_with_line_and_remedy() {
         ("pool4 = [\"10.88.0.0/16\"]", "pool4 = [\"10.88.0.0/32\"]", &["10.88.0.0/32", "too small"]),
         ("pool4 = [\"10.88.0.0/16\"]", "pool4 = [\"10.88.0.0/16\", \"10.88.1.0/24\"]", &["overlap"]),
         ("name = \"compat\"", "name = \"default\"", &["two identities named default"]),
-        ("udp = \"1194\"", "udp = \"1-29999\"", &["udp = \"1-29999\"", "at most 64"]),
         ("url = \"sqlite\"", "url = \"postgres://db\"", &["[store] url", "knows only \"sqlite\""]),
-        ("[store]", "[nat]\nblock = 64\n[store]", &["[nat] is not supported by this version", "remove it"]),
+        ("[store]", "[nat]\nblock = 64\n[store]", &["[nat] has no addresses"]),
+        (
+            "[store]",
+            "[nat]\naddresses = [\"192.0.2.1\"]\n[store]",
+            &["[nat] is not supported by this version", "remove it"],
+        ),
     ] {
         assert!(good.contains(right), "{right}");
         std::fs::write(gateway.config(), good.replacen(right, wrong, 1)).unwrap();

@@ -318,7 +318,7 @@ fn init_makes_everything_once_and_changes_nothing_that_is_there() {
 
     let check = Command::new(adit()).args(["-c", &config, "check", "--json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&check.stdout).unwrap();
-    assert_eq!(keys(&report), BTreeSet::from(["ok", "problems", "plan"]));
+    assert_eq!(keys(&report), BTreeSet::from(["ok", "problems", "plan", "notes"]));
     assert_eq!((&report["ok"], &report["problems"]), (&json!(true), &json!([])), "{report}");
     let entry =
         json!({ "address": "0.0.0.0", "protocol": "udp", "from": 1194, "to": 1194, "use": "entrance" });

@@ -10,9 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use adit_testbed::{
-    Flow, Gateway, LightClient, Network, OpenVpnClient, Rng, Scale, eventually, in_parallel, ping,
-};
+use adit_testbed::{Flow, Gateway, LightClient, Network, OpenVpnClient, Rng, Scale, in_parallel, ping};
 
 const SOON: Duration = Duration::from_secs(10);
 const ALL: &str = "1-29999";
@@ -258,7 +256,7 @@ fn a_reload_changes_captured_ports_and_no_flow_notices() {
 }
 
 #[test]
-fn thirty_thousand_ports_need_few_descriptors_and_little_memory() {
+fn sixty_thousand_ports_are_served_with_four_thousand_descriptors() {
     let network = Network::with_clients(0);
     let mut gateway = striped(&network);
     gateway.up();
@@ -266,20 +264,15 @@ fn thirty_thousand_ports_need_few_descriptors_and_little_memory() {
     let limit = ["--pid", &process.to_string(), "--nofile=4096:4096"];
     gateway.host().run(Command::new("prlimit").args(limit));
     let descriptors = || std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
-    let (before, memory) = (descriptors(), gateway.process().memory());
+    let before = descriptors();
     assert!(before < 60, "{before} descriptors for sixty thousand ports");
     let clients = light_clients(&gateway);
     let sources = sources(&network);
-    let count = Scale::get().pick(300, 2000);
-    let sessions = in_parallel(&network.access, count, |n| {
-        let server = SocketAddr::new(network.gateway_address(), 1 + (n * 14) as u16);
-        clients[n % KEYED].connect(sources[n % sources.len()], server, false)
-    });
-    let wrong = sessions.iter().filter(|session| session.is_err()).count();
-    assert_eq!(wrong, 0);
-    assert!(descriptors() < before + 1100, "{} descriptors", descriptors());
-    // Of the last session of each identity only, and of sockets to answer from.
-    eventually("old sessions gone", SOON, || gateway.sessions().len() <= KEYED);
-    let grown = gateway.process().memory().saturating_sub(memory) / count as u64;
-    assert!(grown < 4096, "{grown} bytes for each port in use");
+    // More ports than there are descriptors to answer from.
+    let count = Scale::get().pick(1200, 5000);
+    must_be_right(in_parallel(&network.access, count, |n| {
+        let server = SocketAddr::new(network.gateway_address(), 1 + (n * 5) as u16);
+        clients[n % KEYED].connect(sources[n % sources.len()], server, false).map(drop)
+    }));
+    assert!(descriptors() <= before + 1024, "{} descriptors", descriptors());
 }

@@ -178,6 +178,9 @@ fn check(config: &Path, json: bool) -> ExitCode {
             })
             .collect();
         output::table(&["ADDRESS", "PROTOCOL", "PORTS", "USE"], &rows, "no ports are used");
+        for note in &report.notes {
+            output::print(&format!("note: {note}\n"));
+        }
         if report.ok {
             output::print("ok\n");
         }

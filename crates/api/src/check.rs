@@ -62,6 +62,9 @@ pub struct CheckReport {
     pub ok: bool,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// All ranges.
+    /// All ranges: for each address and protocol every port from 1 to 65535 once.
     pub plan: Vec<PlanEntry>,
+    /// What is no problem, and good to know.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use adit_api::{CheckReport, PlanEntry, PlanProblem, PlanUse, Protocol};
 use adit_host::plumbing::find_conflicts;
-use adit_plan::ports::PortSet;
+use adit_plan::port_plan::{self, PortPlan, Use};
 use ipnet::IpNet;
 
 use crate::config::{Config, Loaded};
+use crate::port_plan::{Present, decide};
 
 /// Checks a configuration file against itself and this machine. Changes nothing.
 #[must_use]
@@ -17,11 +18,25 @@ pub fn check(path: &Path) -> CheckReport {
         Err(fault) => {
             let hint = "correct the file; `adit init --dir DIR` writes a commented example";
             let problems = vec![problem("config", fault.to_string(), hint)];
-            return CheckReport { ok: false, problems, plan: Vec::new() };
+            return CheckReport { ok: false, problems, plan: Vec::new(), notes: Vec::new() };
         }
     };
     let config = &loaded.config;
-    let mut problems = overlaps(config);
+    let mut problems = Vec::new();
+    let (mut plan, mut notes) = (Vec::new(), Vec::new());
+    match Present::read(&loaded.lock()) {
+        Ok(present) => {
+            let decision = decide(config, &present);
+            problems.extend(decision.problems);
+            plan = entries(&decision.plan);
+            notes = decision.notes;
+        }
+        Err(fault) => problems.push(problem("machine", fault, "run `adit check` as root")),
+    }
+    for message in config.unsupported() {
+        let hint = "its ports are checked, and `adit up` refuses to start with it";
+        problems.push(problem("unsupported", message, hint));
+    }
     problems.extend(local_conflicts(config));
     if config.identity.is_empty() {
         let hint = "add an [[identity]], or `adit identity add default --key P-256 --wrap tls-crypt-v2`";
@@ -31,43 +46,11 @@ pub fn check(path: &Path) -> CheckReport {
         let hint = "add an [[entrance]] with udp = \"1194\"";
         problems.push(problem("entrance", "no [[entrance]] has a port: nobody could connect".into(), hint));
     }
-    CheckReport { ok: problems.is_empty(), problems, plan: plan(config) }
+    CheckReport { ok: problems.is_empty(), problems, plan, notes }
 }
 
 fn problem(code: &str, message: String, hint: &str) -> PlanProblem {
     PlanProblem { code: code.to_owned(), message, hint: hint.to_owned() }
-}
-
-/// Two entrances on one port.
-fn overlaps(config: &Config) -> Vec<PlanProblem> {
-    let mut found = Vec::new();
-    for (index, one) in config.entrance.iter().enumerate() {
-        for other in config.entrance.iter().skip(index + 1) {
-            let shared = one.addresses().into_iter().find(|address| {
-                other.addresses().iter().any(|a| {
-                    a == address
-                        || a.is_ipv4() == address.is_ipv4()
-                            && (a.is_unspecified() || address.is_unspecified())
-                })
-            });
-            let Some(address) = shared else { continue };
-            let pairs = [("udp", &one.udp, &other.udp), ("tcp", &one.tcp, &other.tcp)];
-            for (protocol, mine, theirs) in pairs {
-                let (mine, theirs) = (mine.without(&one.except), theirs.without(&other.except));
-                if let Some((a, b)) = mine.overlap(&theirs) {
-                    let message = format!(
-                        "entrance {}-{} overlaps entrance {}-{} on {address} {protocol}",
-                        a.start(),
-                        a.end(),
-                        b.start(),
-                        b.end()
-                    );
-                    found.push(problem("overlap", message, "take the ports out of one of the two entrances"));
-                }
-            }
-        }
-    }
-    found
 }
 
 /// Pools that this machine uses for something else.
@@ -90,46 +73,54 @@ fn local_conflicts(config: &Config) -> Vec<PlanProblem> {
     }
 }
 
-fn plan(config: &Config) -> Vec<PlanEntry> {
-    let mut entries = Vec::new();
-    for entrance in &config.entrance {
-        for address in entrance.addresses() {
-            for (protocol, ports) in [(Protocol::Udp, &entrance.udp), (Protocol::Tcp, &entrance.tcp)] {
-                let open: PortSet = ports.without(&entrance.except);
-                entries.extend(open.ranges().iter().map(|range| PlanEntry {
-                    address: address.to_string(),
-                    protocol,
-                    from: *range.start(),
-                    to: *range.end(),
-                    usage: PlanUse::Entrance,
-                }));
-            }
-        }
-    }
-    entries.sort_by(|a, b| (&a.address, a.protocol, a.from).cmp(&(&b.address, b.protocol, b.from)));
-    entries
+fn entries(plan: &PortPlan) -> Vec<PlanEntry> {
+    let entry = |range: &port_plan::Range| PlanEntry {
+        address: range.address.to_string(),
+        protocol: match range.protocol {
+            port_plan::Protocol::Tcp => Protocol::Tcp,
+            port_plan::Protocol::Udp => Protocol::Udp,
+        },
+        from: *range.ports.start(),
+        to: *range.ports.end(),
+        usage: match range.usage {
+            Use::Entrance => PlanUse::Entrance,
+            Use::Forward => PlanUse::Forward,
+            Use::Nat => PlanUse::Nat,
+            Use::Host => PlanUse::Host,
+            Use::Free => PlanUse::Free,
+        },
+    };
+    plan.ranges().iter().map(entry).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// On a machine that has nothing else.
     fn report(text: &str) -> CheckReport {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adit.toml");
         std::fs::write(&path, text).unwrap();
-        check(&path)
+        adit_host::netns::TemporaryNetns::create("adit-check").unwrap().run_in(|| check(&path))
     }
 
     const BASE: &str = "[tunnel]\npool4 = [\"10.231.0.0/16\"]\n[[identity]]\nname = \"a\"\nkey = \"P-256\"\nwrap = \"tls-crypt\"\n";
 
     #[test]
     fn a_good_plan_is_shown_and_a_bad_file_named() {
-        let good =
-            report(&format!("{BASE}[[entrance]]\naddress = \"192.0.2.1\"\nudp = \"1194-1196\"\ntcp = 443\n"));
+        let text = format!("{BASE}[[entrance]]\naddress = \"192.0.2.1\"\nudp = \"1194-1196\"\ntcp = 443\n");
+        let good = report(&text);
         assert!(good.ok, "{:?}", good.problems);
-        let ranges: Vec<_> = good.plan.iter().map(|e| (e.protocol, e.from, e.to)).collect();
-        assert_eq!(ranges, [(Protocol::Udp, 1194, 1196), (Protocol::Tcp, 443, 443)]);
+        let of = |usage| good.plan.iter().filter(move |entry| entry.usage == usage);
+        let entrances: Vec<_> = of(PlanUse::Entrance).map(|e| (e.protocol, e.from, e.to)).collect();
+        assert_eq!(entrances, [(Protocol::Tcp, 443, 443), (Protocol::Udp, 1194, 1196)]);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ranges = good.plan.iter().filter(|entry| entry.protocol == protocol);
+            let covered: u32 = ranges.map(|entry| u32::from(entry.to - entry.from) + 1).sum();
+            assert_eq!(covered, 65_535, "{:?}", good.plan);
+            assert!(of(PlanUse::Host).any(|entry| entry.protocol == protocol), "the host's source ports");
+        }
         let bad = report("[tunel]\n");
         assert!(!bad.ok && bad.problems[0].message.contains("did you mean `tunnel`"), "{:?}", bad.problems);
     }
@@ -141,10 +132,24 @@ mod tests {
         );
         let report = report(&text);
         assert_eq!(report.problems.len(), 1);
-        assert_eq!(
-            report.problems[0].message,
-            "entrance 1190-1199 overlaps entrance 1194-1194 on 0.0.0.0 udp"
-        );
+        assert_eq!(report.problems[0].message, "entrance 1190-1199 overlaps entrance 1194 on 192.0.2.1 udp");
+        assert!(!report.plan.is_empty(), "who would have which port");
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_planned_and_refused() {
+        let nat = |ports: &str| {
+            let entrance = "[[entrance]]\naddress = \"192.0.2.1\"\ntcp = \"1-29999\"\n";
+            report(&format!("{BASE}{entrance}[nat]\naddresses = [\"192.0.2.1\"]\nports = \"{ports}\"\n"))
+        };
+        let codes =
+            |report: &CheckReport| -> Vec<_> { report.problems.iter().map(|p| p.code.clone()).collect() };
+        let good = nat("40000-64511");
+        assert_eq!(codes(&good), ["unsupported"]);
+        assert!(good.problems[0].message.starts_with("[nat] is not supported by this version"));
+        let bad = nat("1280-65535");
+        assert_eq!(codes(&bad), ["overlap", "host-ports", "unsupported"], "{bad:?}");
+        assert_eq!(bad.problems[0].message, "nat 1280-65535 overlaps entrance 1-29999 on 192.0.2.1 tcp");
     }
 
     #[test]

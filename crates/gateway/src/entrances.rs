@@ -42,27 +42,30 @@ pub(crate) struct Others {
     pub(crate) released: BTreeSet<u16>,
 }
 
-/// Opens all sockets of the configuration.
+/// Opens all sockets of the configuration. Of the ports that have a socket each, only those that are in `left` too: the
+/// configuration without what others have.
 ///
 /// # Errors
 /// [`PlumbingFault`] when a port is taken, an address is not there, or the kernel does not capture.
 pub(crate) fn open(
     config: &Config,
+    left: &Config,
     others: &Others,
     plumbing: &mut dyn Plumbing,
 ) -> Result<Opened, PlumbingFault> {
     let udp = udp_options(&config.tunnel);
     let listen = ListenOptions::default();
     let mut opened = Opened::default();
-    for entrance in &config.entrance {
+    for (entrance, left) in config.entrance.iter().zip(&left.entrance) {
+        let own = |transport| own_sockets(entrance, transport).both(&wanted(left, transport));
         for address in addresses(entrance) {
-            for port in own_sockets(entrance, Transport::Udp).iter() {
+            for port in own(Transport::Udp).iter() {
                 match plumbing.bind_udp(SocketAddr::new(address, port), &udp) {
                     Ok(socket) => opened.udp.push(socket),
                     Err(fault) => tolerate_missing_ipv6(address, fault)?,
                 }
             }
-            for port in own_sockets(entrance, Transport::Tcp).iter() {
+            for port in own(Transport::Tcp).iter() {
                 match plumbing.listen_tcp(SocketAddr::new(address, port), &listen) {
                     Ok(listener) => opened.tcp.push((listener, entrance.inspect)),
                     Err(fault) => tolerate_missing_ipv6(address, fault)?,

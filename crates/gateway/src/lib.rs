@@ -15,6 +15,7 @@ pub mod identities;
 pub mod init;
 pub mod keyring;
 mod machine_state;
+mod port_plan;
 mod push;
 mod sites;
 pub mod up;

@@ -16,10 +16,10 @@ use crate::entrances::{self, Others};
 pub(crate) const TABLE: &str = "adit";
 
 /// The machine as wanted for this configuration and these networks behind devices.
-pub(crate) fn wanted(config: &Config, others: &Others, pools: &Pools, prefixes: &[IpNet]) -> HostState {
+pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefixes: &[IpNet]) -> HostState {
     let tunnel = &config.tunnel;
     let interface = tunnel.interface.as_str();
-    let mut state = HostState::default();
+    let mut state = HostState { sysctls: arranged.source_ports.clone(), ..HostState::default() };
     let nets: Vec<IpNet> = pools.iter().map(|pool| pool.net()).collect();
     let all = nets.iter().chain(prefixes);
     if all.clone().any(|net| matches!(net, IpNet::V4(_))) {
@@ -58,7 +58,7 @@ pub(crate) fn wanted(config: &Config, others: &Others, pools: &Pools, prefixes: 
             pools: nets,
             prefixes: prefixes.to_vec(),
             client_to_client: tunnel.client_to_client,
-            entrances: entrances::for_rules(config, others),
+            entrances: entrances::for_rules(config, &arranged.others),
         }),
     });
     state
@@ -69,7 +69,16 @@ pub(crate) struct Machine(Mutex<Changing>);
 
 struct Changing {
     plumbing: Box<dyn Plumbing>,
-    others: Others,
+    arranged: Arranged,
+}
+
+/// What was decided when the gateway started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Arranged {
+    /// What is not captured although the configuration says so.
+    pub(crate) others: Others,
+    /// Parameters for the source ports of the machine's own connections.
+    pub(crate) source_ports: Vec<Sysctl>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -79,8 +88,8 @@ impl std::fmt::Debug for Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(plumbing: Box<dyn Plumbing>, others: Others) -> Self {
-        Self(Mutex::new(Changing { plumbing, others }))
+    pub(crate) fn new(plumbing: Box<dyn Plumbing>, arranged: Arranged) -> Self {
+        Self(Mutex::new(Changing { plumbing, arranged }))
     }
 
     fn changing(&self) -> MutexGuard<'_, Changing> {
@@ -96,20 +105,20 @@ impl Machine {
     /// Gives a captured port back to the machine's own programs. False if it is not captured.
     pub(crate) fn release(&self, config: &Config, prefixes: &[IpNet], port: u16) -> Result<bool, ApplyFault> {
         let changing = &mut *self.changing();
-        if !entrances::is_captured(config, &changing.others, port) {
+        if !entrances::is_captured(config, &changing.arranged.others, port) {
             return Ok(false);
         }
-        changing.others.released.insert(port);
+        changing.arranged.others.released.insert(port);
         let result = changing.apply(config, prefixes);
         if result.is_err() {
-            changing.others.released.remove(&port);
+            changing.arranged.others.released.remove(&port);
         }
         result.map(|()| true)
     }
 
     /// What is not captured although the configuration says so.
     pub(crate) fn others(&self) -> Others {
-        self.changing().others.clone()
+        self.changing().arranged.others.clone()
     }
 
     /// Puts everything back.
@@ -121,8 +130,8 @@ impl Machine {
 impl Changing {
     fn apply(&mut self, config: &Config, prefixes: &[IpNet]) -> Result<(), ApplyFault> {
         let pools = config.tunnel.pools().map_err(ApplyFault::Pools)?;
-        self.plumbing.recapture(&entrances::capture_plan(config, &self.others))?;
-        Ok(self.plumbing.apply(&wanted(config, &self.others, &pools, prefixes))?)
+        self.plumbing.recapture(&entrances::capture_plan(config, &self.arranged.others))?;
+        Ok(self.plumbing.apply(&wanted(config, &self.arranged, &pools, prefixes))?)
     }
 }
 
@@ -146,11 +155,14 @@ mod tests {
         let config = parse(&text, std::path::Path::new("adit.toml")).unwrap();
         let pools = Pools::new(&["10.88.0.0/16".parse().unwrap()], &["fd88::/64".parse().unwrap()]).unwrap();
         let site = "192.168.7.0/24".parse().unwrap();
-        let state = wanted(&config, &Others::default(), &pools, &[site]);
+        let source_ports = vec![Sysctl::new("net.ipv4.ip_local_port_range", "64512 65535")];
+        let arranged = Arranged { source_ports: source_ports.clone(), ..Arranged::default() };
+        let state = wanted(&config, &arranged, &pools, &[site]);
         let addresses: Vec<_> = state.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);
         assert_eq!(state.routes, [Route::by_interface(site, "adit0")]);
         assert!(state.tables[0].ruleset.contains("192.168.7.0/24"));
-        assert_eq!(state.sysctls.len(), 5);
+        assert_eq!(state.sysctls.len(), 6);
+        assert!(state.sysctls.contains(&source_ports[0]));
     }
 }

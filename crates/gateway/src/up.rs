@@ -28,7 +28,8 @@ use crate::desk::Desk;
 use crate::entrances::{self, Opened, Others};
 use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
-use crate::machine_state::{self, Machine};
+use crate::machine_state::{self, Arranged, Machine};
+use crate::port_plan::{Decision, Present, decide};
 use crate::sites::Sites;
 use crate::{clock, http, identities};
 
@@ -72,6 +73,9 @@ pub enum UpFault {
     /// The machine.
     #[error(transparent)]
     Plumbing(#[from] PlumbingFault),
+    /// The port plan.
+    #[error("{0}")]
+    Ports(String),
     /// A pool is in use on this machine.
     #[error("{0}; choose another pool in the configuration")]
     PoolInUse(String),
@@ -104,6 +108,7 @@ pub enum UpFault {
 pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     adit_host::privilege::check()?;
     let loaded = Loaded::read(config)?;
+    loaded.refuse_unsupported()?;
     // Descriptors and core dumps: better with, but no reason not to start.
     if let Err(error) = adit_host::limits::raise_open_files() {
         tracing::warn!(%error, "cannot raise the number of open files");
@@ -115,7 +120,7 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     if !state.is_dir() {
         return Err(KeyringFault::NoAuthority(state).into());
     }
-    let _lock = LockFile::acquire(&state.join("lock"))?;
+    let _lock = LockFile::acquire(&loaded.lock())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(16)
@@ -166,18 +171,17 @@ impl Gateway {
         let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
         refuse_conflicts(&config)?;
         // Before the first socket of this process: what is bound now is somebody else's.
-        let others = Others { services: adit_host::services::bound()?, ..Others::default() };
-        let Opened { udp, tcp: listeners } = entrances::open(&config, &others, plumbing.as_mut())?;
+        let (decision, arranged) = plan_ports(&loaded)?;
+        let mut left = config.clone();
+        decision.leave_to_others(&mut left);
+        let Opened { udp, tcp: listeners } =
+            entrances::open(&config, &left, &arranged.others, plumbing.as_mut())?;
         if udp.is_empty() && listeners.is_empty() {
             return Err(UpFault::Missing("[[entrance]] with a port"));
         }
-        for service in entrances::within(&config, &others.services) {
-            tracing::info!(port = service.port, transport = ?service.transport, address = %service.address,
-                "left to the program that has bound it");
-        }
         let tun = plumbing.open_tun(&TunOptions::new(&config.tunnel.interface))?;
         let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
-        plumbing.apply(&machine_state::wanted(&config, &others, &pools, &sites.all()))?;
+        plumbing.apply(&machine_state::wanted(&config, &arranged, &pools, &sites.all()))?;
 
         let alarms = Alarms::new();
         let (inbox, messages) = sync_channel(INBOX);
@@ -221,7 +225,7 @@ impl Gateway {
             control: control.clone(),
             desk: desk.questions(),
             engine: Arc::clone(&engine),
-            machine: Machine::new(plumbing, others),
+            machine: Machine::new(plumbing, arranged),
             gate: shared_gate.clone(),
             numbering,
             since: clock::now(),
@@ -376,6 +380,21 @@ fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
         Some(conflict) => Err(UpFault::PoolInUse(conflict.to_string())),
         None => Ok(()),
     }
+}
+
+/// Who gets which port of this machine, as far as it is not for the operator to decide.
+fn plan_ports(loaded: &Loaded) -> Result<(Decision, Arranged), UpFault> {
+    let present = Present::read(&loaded.lock()).map_err(UpFault::Ports)?;
+    let decision = decide(&loaded.config, &present);
+    if let Some(problem) = decision.problems.first() {
+        return Err(UpFault::Ports(format!("{}; {}", problem.message, problem.hint)));
+    }
+    for note in &decision.notes {
+        tracing::info!("{note}");
+    }
+    let others = Others { services: present.services.unwrap_or_default(), ..Others::default() };
+    let source_ports = decision.sysctls.clone();
+    Ok((decision, Arranged { others, source_ports }))
 }
 
 /// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the

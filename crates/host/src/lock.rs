@@ -132,12 +132,12 @@ mod tests {
     fn a_dropped_lock_can_be_taken_again_and_old_text_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adit.lock");
-        std::fs::write(&path, "4194304 and more").unwrap();
+        fs::write(&path, "4194304 and more").unwrap();
         drop(LockFile::acquire(&path).unwrap());
 
         let _again = LockFile::acquire(&path).unwrap();
 
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(locked_by(&path).unwrap(), Some(std::process::id()));
         drop(held);
         assert_eq!(locked_by(&path).unwrap(), None, "the process is there, without the file");
-        std::fs::write(&path, "4194305\n").unwrap();
+        fs::write(&path, "4194305\n").unwrap();
         assert_eq!(locked_by(&path).unwrap(), None, "there is no such process");
     }
 

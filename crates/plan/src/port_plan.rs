@@ -135,7 +135,7 @@ impl PortPlan {
         let claims = demands.claims();
         let mut problems = problems(demands, &claims);
         if problems.is_empty() {
-            return Ok(Self { ranges: ranges(demands, &claims), protected: demands.protected() });
+            return Ok(Self::preview(demands));
         }
         if let Some(better) = suggest::suggest(demands) {
             let works = suggest::difference(demands, &better);
@@ -144,6 +144,13 @@ impl PortPlan {
             }
         }
         Err(problems)
+    }
+
+    /// The plan in which of several who want a port the first gets it: entrances, forwards, NAT, the host. It shows
+    /// what demands that cannot all be met amount to. What is bound already stays its program's.
+    #[must_use]
+    pub fn preview(demands: &Demands) -> Self {
+        Self { ranges: ranges(demands, &demands.claims()), protected: demands.protected() }
     }
 
     /// All ranges: for each address and protocol every port from 1 to 65535 once, ascending.
@@ -240,17 +247,20 @@ fn ranges(demands: &Demands, claims: &[Claim<'_>]) -> Vec<Range> {
     let source_ports = demands.source_ports();
     for address in demands.cells() {
         for protocol in Protocol::ALL {
-            let claimed = |usage| {
-                let mine = claims.iter().filter(|claim| claim.usage == usage && claim.protocol == protocol);
-                let mine = mine.filter(|claim| claim.addresses.iter().any(|other| covers(*other, address)));
-                mine.flat_map(|claim| claim.ports.ranges().iter().cloned()).collect::<PortSet>()
-            };
             let services = demands.services.iter().filter(|service| service.protocol == protocol);
             let services = services.filter(|s| s.addresses.iter().any(|other| covers(*other, address)));
             let services: PortSet = services.map(|service| service.port).collect();
-            let (nat, forward) = (claimed(Use::Nat), claimed(Use::Forward));
-            let entrance = claimed(Use::Entrance).without(&services);
-            let taken = nat.either(&forward).either(&entrance);
+            let claimed = |usage| {
+                let mine = claims.iter().filter(|claim| claim.usage == usage && claim.protocol == protocol);
+                let mine = mine.filter(|claim| claim.addresses.iter().any(|other| covers(*other, address)));
+                let ports: PortSet = mine.flat_map(|claim| claim.ports.ranges().iter().cloned()).collect();
+                ports.without(&services)
+            };
+            let entrance = claimed(Use::Entrance);
+            let forward = claimed(Use::Forward).without(&entrance);
+            let taken = entrance.either(&forward);
+            let nat = claimed(Use::Nat).without(&taken);
+            let taken = taken.either(&nat);
             let host = services.either(&source_ports).without(&taken);
             let free = taken.either(&host).others();
             let uses = [

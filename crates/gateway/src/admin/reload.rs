@@ -94,6 +94,9 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.state != new.state, "state");
     fixed(old.ca.key != new.ca.key, "[ca] key");
     fixed(!entrances::can_follow(old, new), "[[entrance]]");
+    fixed(old.host != new.host, "[host]");
+    fixed(old.nat != new.nat, "[nat]");
+    fixed(old.forward != new.forward, "[forward]");
     fixed(old.unknown != new.unknown, "[unknown]");
     fixed(old.store != new.store, "[store]");
     fixed(old.api != new.api, "[api]");

@@ -76,6 +76,12 @@ impl Loaded {
         self.beside(&self.config.state)
     }
 
+    /// The file that the running gateway has locked.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.state().join("lock")
+    }
+
     /// The socket of the API.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

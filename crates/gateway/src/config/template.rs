@@ -57,6 +57,10 @@ address = "::"                 # all addresses, IPv4 too
 udp = "1194"
 tcp = "1194"
 
+# Source ports of this machine's own connections. Without this they stay as they are, unless an entrance needs them.
+# [host]
+# ephemeral = "64512-65535"
+
 [tunnel]
 pool4 = {pool4}
 pool6 = {pool6}

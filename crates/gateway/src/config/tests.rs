@@ -58,8 +58,7 @@ fn values_that_make_no_sense_are_named_with_the_remedy() {
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmax_handshakes = 0", "nobody could connect"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nciphers = [\"BF-CBC\"]", "not one of AES-256-GCM"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nsearch = [\"a,b\"]", "not a domain name"),
-        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[nat]\nblock = 64", "not supported by this version"),
-        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"1-29999\"", "one socket for each port"),
+        ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[service]]\nname = \"a\"", "not supported by this version"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"0\"", "is not a set of ports"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[ca]\nkey = \"DSA\"", "Ed448"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[store]\nurl = \"mysql://\"", "knows only"),
@@ -70,6 +69,53 @@ fn values_that_make_no_sense_are_named_with_the_remedy() {
     }
     let message = parsed("[tunnel]\n").unwrap_err();
     assert!(message.starts_with("adit.toml: [tunnel]"), "a file as a whole has no line: {message}");
+}
+
+#[test]
+fn tables_of_the_port_plan_are_read_with_their_defaults() {
+    let nat = "[nat]\naddresses = [\"192.0.2.1\"]\n";
+    let config = parsed(&format!("{MINIMAL}{nat}[forward]\n")).unwrap();
+    assert_eq!(config.host, HostConfig { ephemeral: None, manage_sysctl: true });
+    let nat = config.nat.as_ref().unwrap();
+    assert_eq!((nat.ports.to_string().as_str(), nat.block), ("40000-64511", Block::Ports(64)));
+    assert_eq!(nat.retention.as_secs(), 30 * 86_400);
+    let forward = config.forward.as_ref().unwrap();
+    assert_eq!((forward.ports.to_string().as_str(), forward.per_user), ("30000-39999", 5));
+    assert_eq!(config.unsupported().len(), 2);
+
+    let host =
+        "[host]\nephemeral = \"50000-60001\"\nmanage_sysctl = false\n[[entrance]]\nudp = \"1-29999\"\n";
+    let config = parsed(&format!("{MINIMAL}{host}")).unwrap();
+    assert_eq!(config.host, HostConfig { ephemeral: Some(50_000..=60_001), manage_sysctl: false });
+    assert_eq!(config.entrance[0].udp.count(), 29_999);
+    assert!(config.unsupported().is_empty());
+}
+
+#[test]
+fn ports_that_make_no_sense_are_named_with_the_remedy() {
+    for (lines, expected) in [
+        ("[host]\nephemeral = \"60000-50000\"", "is not a set of ports"),
+        ("[host]\nephemeral = 50000", "one range of at least two ports"),
+        ("[host]\nephemeral = \"50000-50009,50020-50029\"", "one range of at least two ports"),
+        ("[host]\nephemral = \"50000-60000\"", "did you mean `ephemeral`"),
+        ("[nat]\nblock = 64", "[nat] has no addresses"),
+        ("[nat]\naddresses = [\"0.0.0.0\"]", "0.0.0.0 is no address of this machine"),
+        ("[nat]\naddresses = [\"192.0.2.1\", \"192.0.2.1\"]", "192.0.2.1 is there twice"),
+        ("[nat]\naddresses = [\"2001:db8::1\"]", "invalid IPv4 address"),
+        ("[nat]\naddresses = [\"192.0.2.1\"]\nports = \"1-9,20-90\"", "one range, such as"),
+        ("[nat]\naddresses = [\"192.0.2.1\"]\nports = \"40000-40062\"", "holds no block of 64"),
+        ("[nat]\naddresses = [\"192.0.2.1\"]\nblock = 60", "block = 60: a power of two"),
+        ("[nat]\naddresses = [\"192.0.2.1\"]\nblock = \"small\"", "block = \"small\": a power of two"),
+        ("[nat]\naddresses = [\"192.0.2.1\"]\nretention = 0", "nothing could be traced"),
+        ("[forward]\nports = \"\"", "[forward] ports is empty"),
+        ("[forward]\nper_user = 0", "per_user = 0: at least 1"),
+        ("[forward]\naddresses = [\"127.0.0.1\"]", "127.0.0.1 is no address of this machine"),
+    ] {
+        let message = parsed(&format!("{MINIMAL}{lines}\n")).unwrap_err();
+        assert!(message.contains(expected), "{lines}: {message}");
+    }
+    let auto = parsed(&format!("{MINIMAL}[nat]\naddresses = [\"192.0.2.1\"]\nblock = \"auto\"\n")).unwrap();
+    assert_eq!(auto.nat.unwrap().block, Block::Auto);
 }
 
 #[test]

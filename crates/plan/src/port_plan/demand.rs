@@ -170,6 +170,23 @@ impl Demands {
         cells
     }
 
+    /// True when a service has a port of an entrance, on an address of it.
+    #[must_use]
+    pub fn is_inside_entrance(&self, service: &Service) -> bool {
+        let one: PortSet = [service.port].into_iter().collect();
+        let theirs = Claim {
+            usage: Use::Host,
+            addresses: &service.addresses,
+            protocol: service.protocol,
+            ports: &one,
+        };
+        self.claims().iter().any(|claim| {
+            claim.usage == Use::Entrance
+                && claim.ports.contains(service.port)
+                && claim.shared_address(&theirs).is_some()
+        })
+    }
+
     /// The ephemeral range, as a set.
     fn ephemeral_set(&self) -> PortSet {
         [self.ephemeral.clone()].into_iter().collect()

@@ -289,18 +289,16 @@ fn check(demands: &Demands, plan: &PortPlan) -> Result<(), TestCaseError> {
                         .count(),
                 );
                 prop_assert!(entrances + nat + forward <= 1, "{at} {protocol} {port} is wanted twice");
-                let expected = match (entrances, forward, nat, service) {
-                    (1, _, _, false) => Use::Entrance,
-                    (_, 1, _, false) => Use::Forward,
-                    (_, _, 1, false) => Use::Nat,
-                    (_, 0, 0, true) => Use::Host,
-                    (0, 0, 0, false) => {
+                let expected = match (entrances, forward, nat) {
+                    _ if service => Use::Host,
+                    (1, _, _) => Use::Entrance,
+                    (_, 1, _) => Use::Forward,
+                    (_, _, 1) => Use::Nat,
+                    _ => {
                         prop_assert!(usage == Use::Free || usage == Use::Host);
                         prop_assert!(usage == Use::Free || demands.ephemeral.contains(&port));
                         usage
                     }
-                    // A forward for all addresses does not count where only the loopback listens.
-                    _ => usage,
                 };
                 prop_assert_eq!(usage, expected, "{} {} {}", at, protocol, port);
                 Ok(())
