@@ -7,7 +7,7 @@
 //! - [`capture`]: pcap and pcapng, as an iterator of frames.
 //! - [`link`]: the IP packet in a frame.
 //! - [`flows`]: UDP and TCP flows with what their clients say first.
-
+//! - [`learn`]: what tells the first packets of kinds of clients apart.
 //!
 //! ```
 //! let empty = [
@@ -23,6 +23,7 @@
 
 pub mod capture;
 pub mod flows;
+pub mod learn;
 pub mod link;
 mod pcapng;
 #[cfg(test)]

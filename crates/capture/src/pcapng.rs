@@ -112,7 +112,7 @@ impl Section {
         };
         let Some(length) = order.u32(rest, 4) else { return Ok(None) };
         let len = length as usize;
-        if len < AROUND || len % 4 != 0 || len > MAX_BLOCK {
+        if len < AROUND || !len.is_multiple_of(4) || len > MAX_BLOCK {
             return Err(damaged("its length cannot be"));
         }
         let Some(block) = rest.get(..len) else { return Ok(None) };
