@@ -10,7 +10,7 @@ DATA ?= data
 ADIT := target/release/adit
 
 RUN_PACKAGES := gcc libc6-dev make nftables iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssl iperf3 iputils-ping procps util-linux faketime
+TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
 
 .PHONY: help run demo test lint audit bench proof soak fuzz clean
 
@@ -64,7 +64,7 @@ bench:
 	$(SUDO) target/release/adit-bench
 
 ## The full counts, in parts of at most 40 minutes each.
-PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client
+PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping
 proof: $(PROOFS)
 
 .PHONY: $(PROOFS)
@@ -83,6 +83,9 @@ proof-refusals:
 proof-client:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
+proof-striping:
+	$(call need,$(TEST_PACKAGES))
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test learn --test export -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

@@ -23,6 +23,14 @@ pub(super) fn by_port(
     for server in servers.iter().skip(1).filter(|server| !apart.contains(&server.port)) {
         comments.push(format!("At this stage, no rule leads to {}.", server.identity.name));
     }
+    for server in servers.iter().skip(1).filter(|server| apart.contains(&server.port)) {
+        let within =
+            |entrance: &Entrance| entrance.udp.contains(server.port) || entrance.tcp.contains(server.port);
+        if !plan.entrances.iter().any(within) {
+            let name = &server.identity.name;
+            comments.push(format!("{name} is reached by its own port alone, which is in no entrance."));
+        }
+    }
     for port in apart.iter().filter(|port| !own.contains(port)) {
         comments.push(format!("Port {port} is kept apart as published; no identity here has it."));
     }
@@ -47,6 +55,9 @@ pub(super) fn by_packet(plan: &Plan, servers: &[Server<'_>]) -> Result<String, E
         "see `adit export haproxy`.".to_owned(),
     ];
     comments.extend(legend(servers, true));
+    comments.push("As published, which is right for IP headers without options only:".into());
+    let leaders = servers.iter().filter(|server| server.leads);
+    comments.extend(leaders.map(|server| format!("  {}: {}", server.identity.name, server.udp.u32())));
     render(plan, &comments, |entrance, tcp| match tcp {
         true => leads_to_haproxy(&entrance.tcp, servers),
         false => leads_by_packet(&entrance.udp, servers),
