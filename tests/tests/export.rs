@@ -178,12 +178,12 @@ fn by_packet_udp_is_led_whatever_the_type_of_service() {
 #[test]
 fn by_packet_tcp_is_led_through_haproxy() {
     let kinds = kinds();
-    for (program, format) in
-        [(&["nft", "-f"][..], "nft"), (&["iptables-restore", "--noflush"], "iptables-v2")]
-    {
+    let cases: [(&[&str], &str, &[&str]); 2] =
+        [(&["nft", "-f"], "nft", &["--measure"]), (&["iptables-restore", "--noflush"], "iptables-v2", &[])];
+    for (program, format, options) in cases {
         let mut bench = Bench::new(&[], &[22, 1194, 5060, 5061, 5062, 8443]);
         bench.load(program, &[format]);
-        bench.run_haproxy(&["--measure"]);
+        bench.run_haproxy(options);
         for port in DIALLED {
             let direct = [5061, 5062].contains(&port).then_some(port);
             assert_eq!(bench.landing(&kinds.rsa, port, true), direct.unwrap_or(1194), "tls-auth to {port}");
@@ -196,6 +196,9 @@ fn by_packet_tcp_is_led_through_haproxy() {
         let (end, hello) = bench.ends.next();
         assert_eq!((end, &hello[..2]), (8443, &[0x16, 3][..]));
         drop(tls);
+        if options.is_empty() {
+            continue;
+        }
         let haproxy = bench.haproxy.as_ref().unwrap();
         haproxy.wait_for("req.len=88 openvpn_rsa", LONG);
         haproxy.wait_for("req.len=56 openvpn_ecc", LONG);

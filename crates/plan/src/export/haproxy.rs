@@ -52,11 +52,12 @@ pub(super) fn render(plan: &Plan, servers: &[Server<'_>], measure: bool) -> Resu
     }
     lines.push("    tcp-request inspect-delay 2s".into());
     if measure {
+        // `capture` would wait for the end of the inspection, when a client has long said it all again.
         lines.extend(
             [
                 "    log global",
-                "    tcp-request content capture req.len len 10 if { req.len gt 0 }",
-                "    log-format \"%ci:%cp req.len=%[capture.req.hdr(0)] %b\"",
+                "    tcp-request content set-var(txn.len) req.len if { req.len gt 0 }",
+                "    log-format \"%ci:%cp req.len=%[var(txn.len)] %b\"",
             ]
             .map(str::to_owned),
         );
@@ -66,12 +67,13 @@ pub(super) fn render(plan: &Plan, servers: &[Server<'_>], measure: bool) -> Resu
         .filter(|server| server.leads)
         .map(|server| (format!("openvpn_{}", server.identity.name), server.tcp.haproxy()))
         .collect();
-    // Whoever is recognised does not wait for the end of the inspection.
     let tls = "{ req.ssl_hello_type 1 }";
     let ssh = "{ req.payload(0,4) -m str SSH- }";
-    for known in [tls, ssh].into_iter().chain(leaders.iter().map(|(_, packet)| packet.as_str())) {
-        lines.push(format!("    tcp-request content accept if {known}"));
-    }
+    // Whoever is recognised does not wait for the end of the inspection, when a client says it all again. In one
+    // rule: a rule with a length that is not there yet ends the search, since more bytes may come.
+    let known: Vec<&str> =
+        [tls, ssh].into_iter().chain(leaders.iter().map(|(_, packet)| packet.as_str())).collect();
+    lines.push(format!("    tcp-request content accept if {}", known.join(" or ")));
     for (name, packet) in &leaders {
         lines.push(format!("    use_backend {name} if !{tls} {packet}"));
     }

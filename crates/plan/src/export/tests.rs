@@ -95,9 +95,10 @@ fn haproxy_leads_by_the_published_lengths() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
-    assert!(!text.contains("ed448 if") && !text.contains("capture"));
+    assert!(!text.contains("ed448 if") && !text.contains("log"));
+    assert_eq!(text.matches("content accept").count(), 1, "a second rule would wait behind the first");
     let measure = export(&published(), Format::Haproxy { measure: true }).unwrap();
-    assert!(measure.contains("capture req.len") && measure.contains("log-format"));
+    assert!(measure.contains("set-var(txn.len) req.len") && measure.contains("log-format"));
 }
 
 #[test]
