@@ -43,7 +43,7 @@ impl Ends {
     ///
     /// # Panics
     /// When none come.
-    pub fn next(&mut self) -> (u16, Vec<u8>) {
+    pub fn wait(&mut self) -> (u16, Vec<u8>) {
         eventually_some("bytes that end somewhere", Duration::from_secs(20), || self.look())
     }
 

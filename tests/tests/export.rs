@@ -105,7 +105,7 @@ impl Bench {
     /// Where the first packet of a new client ends.
     fn landing(&mut self, kind: &Starter, port: u16, tcp: bool) -> u16 {
         let client = kind.start(self.network.client(0), self.network.gateway_address(), port, tcp);
-        let (end, bytes) = self.ends.next();
+        let (end, bytes) = self.ends.wait();
         client.kill();
         let opcode = bytes.get(if tcp { 2 } else { 0 });
         assert_eq!(opcode, Some(&0x38), "{bytes:02x?}");
@@ -117,7 +117,7 @@ impl Bench {
         let address = (self.network.gateway_address(), port);
         let mut stream = self.network.client(0).run_in(|| TcpStream::connect(address)).unwrap();
         stream.write_all(bytes).unwrap();
-        let (end, found) = self.ends.next();
+        let (end, found) = self.ends.wait();
         assert_eq!(found, bytes);
         end
     }
@@ -193,7 +193,7 @@ fn by_packet_tcp_is_led_through_haproxy() {
         let mut tls = Command::new("openssl");
         tls.args(["s_client", "-connect", &format!("{}:5100", bench.address())]);
         let tls = bench.network.client(0).spawn("the TLS client", &mut tls);
-        let (end, hello) = bench.ends.next();
+        let (end, hello) = bench.ends.wait();
         assert_eq!((end, &hello[..2]), (8443, &[0x16, 3][..]));
         drop(tls);
         if options.is_empty() {

@@ -55,7 +55,7 @@ impl Bench {
         for number in 0..2 * COUNT {
             let to = self.network.gateway_address();
             let client = kind.start(self.network.client(0), to, PORT, number % 2 == 0);
-            self.ends.next();
+            self.ends.wait();
             client.kill();
         }
     }
