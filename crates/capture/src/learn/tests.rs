@@ -119,6 +119,26 @@ fn kinds_of_one_length_are_told_by_bytes_that_the_other_has_only_by_chance() {
 }
 
 #[test]
+fn the_day_of_a_capture_is_no_mark() {
+    let on_day = |day: u64, decode: fn(u32) -> [u8; 4]| {
+        let mut noise = Noise(day);
+        let packets: Vec<_> = (0..8)
+            .map(|n| {
+                let time = at(day * 86_400_000 + n * 1000);
+                let now = decode(time.as_secs() as u32);
+                let first = [&[0x38], now.as_slice(), &noise.bytes(40)].concat();
+                (time, udp(&format!("192.0.2.7:{}", 40_000 + n), "198.51.100.1:443", &first))
+            })
+            .collect();
+        flows(&file(USUAL, &packets)).unwrap().flows
+    };
+    for order in [u32::to_be_bytes, u32::to_le_bytes] {
+        let lesson = learned(&[&on_day(0, order), &on_day(300, order)]);
+        assert!(matches!(lesson.findings, Err(Obstacle::Alike { .. })), "{lesson:?}");
+    }
+}
+
+#[test]
 fn bytes_with_contrary_values_decide_at_once_and_masks_where_only_bits_are_fixed() {
     let make = |high: u8| {
         move |noise: &mut Noise, _| {
