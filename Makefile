@@ -10,7 +10,7 @@ DATA ?= data
 ADIT := target/release/adit
 
 RUN_PACKAGES := gcc libc6-dev make nftables iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssl iperf3 iputils-ping procps util-linux faketime
+TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
 
 .PHONY: help run demo test lint audit bench proof soak fuzz clean
 
@@ -70,7 +70,7 @@ proof: $(PROOFS)
 .PHONY: $(PROOFS)
 proof-machines:
 	$(call need,$(TEST_PACKAGES))
-	PROPTEST_CASES=20000 $(CARGO) test --release -p adit-wire -p adit-tunnel -p adit-openvpn -p adit-plan -p adit-fuzz-targets
+	PROPTEST_CASES=20000 $(CARGO) test --release -p adit-wire -p adit-tunnel -p adit-openvpn -p adit-plan -p adit-capture -p adit-fuzz-targets
 proof-matrix:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test matrix -- --nocapture
@@ -85,7 +85,7 @@ proof-client:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
 proof-striping:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test port_plan -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test port_plan --test learn --test export -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

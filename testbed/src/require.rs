@@ -7,6 +7,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
+    ("iptables-restore", "iptables"),
+    ("iptables-legacy-restore", "iptables"),
     ("nmcli", "network-manager"),
     ("NetworkManager", "network-manager"),
     ("dbus-daemon", "dbus-daemon"),

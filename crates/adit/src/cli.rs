@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use adit_client::Bind;
@@ -97,6 +98,27 @@ Example:
   adit connect ann.ovpn --full --kill-switch      and nothing past it, come what may
   adit connect ann.ovpn --status-json             each change of state as a line of JSON")]
     Connect(Connect),
+    /// Find out from captures what tells kinds of clients apart by their first packets.
+    ///
+    /// Each capture (pcap or pcapng) has connections of one kind of clients, at least three. Length and bytes of
+    /// what clients say first count, nothing that a network may change. Exit code 3 when nothing tells them apart.
+    #[command(after_help = "\
+Example:
+  tcpdump -i eth0 -w rsa.pcap host 192.0.2.1      while clients of one kind connect, and again for the other
+  adit learn rsa.pcap ecc.pcap
+  adit learn rsa.pcap ecc.pcap --background everything.pcap --json")]
+    Learn(Learn),
+    /// Print the plan of the configuration as plain rules for a host without adit.
+    ///
+    /// Identities are told apart by the port that is dialled (iptables-v1), or by the first packet: iptables-v2 and
+    /// nft for UDP, with HAProxy behind them for TCP. Each identity has a server on its own port, the one that has
+    /// no `port` in the configuration on 443.
+    #[command(after_help = "\
+Example:
+  adit export iptables-v1 --stage 6 | iptables-restore --noflush
+  adit export nft > adit.nft && nft -f adit.nft
+  adit export haproxy --measure > haproxy.cfg && haproxy -f haproxy.cfg    log what first packets measure")]
+    Export(Export),
     /// Print a completion script.
     #[command(after_help = "Example:\n  adit completion bash > /etc/bash_completion.d/adit")]
     Completion {
@@ -314,6 +336,47 @@ pub(crate) enum Identity {
         /// The name.
         name: String,
     },
+}
+
+/// `adit learn`
+#[derive(Debug, Args)]
+pub(crate) struct Learn {
+    /// Captures, one for each kind of clients.
+    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    pub(crate) captures: Vec<PathBuf>,
+    /// A capture of other traffic, to count how much of it would be mistaken.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) background: Option<PathBuf>,
+}
+
+/// `adit export`
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// For what.
+    #[arg(value_enum)]
+    pub(crate) format: ExportFormat,
+    /// iptables-v1 with the ports of so many identities: 2, 6 or 10 rules; otherwise those of all identities.
+    #[arg(long, value_parser = ["2", "6", "10"], value_name = "2|6|10")]
+    pub(crate) stage: Option<String>,
+    /// haproxy logs the length of each first packet.
+    #[arg(long)]
+    pub(crate) measure: bool,
+    /// The servers are on this host instead of the one that the rules are for.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) to: Option<IpAddr>,
+}
+
+/// Language of `adit export`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A ruleset of nftables: UDP by first packet, TCP to HAProxy.
+    Nft,
+    /// For iptables-restore: everything by port.
+    IptablesV1,
+    /// For iptables-restore: UDP by first packet (u32), TCP to HAProxy.
+    IptablesV2,
+    /// A configuration of HAProxy: TCP by first packet.
+    Haproxy,
 }
 
 /// `adit ca`

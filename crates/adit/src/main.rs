@@ -6,6 +6,8 @@ mod cli;
 mod commands;
 mod connect;
 mod demo;
+mod export;
+mod learn;
 mod output;
 mod terminal;
 
@@ -93,6 +95,11 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Connect(options) => {
             connect::connect(&options, cli.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Learn(options) => Ok(learn::learn(&options, cli.json)?),
+        Command::Export(options) => {
+            export::export(config, &options, cli.json)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completion { shell } => {

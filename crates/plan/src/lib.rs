@@ -6,9 +6,13 @@
 //! - [`ports`]: sets of ports; [`port_plan`]: who uses which.
 //! - [`pool`]: the inner address pools and the choice of the address a device leases.
 //! - [`rules`]: the filter table, as text.
+//! - [`pattern`]: what first packets of a kind have in common, in the languages that can tell them by it.
+//! - [`export`]: the plan as rules for a host without adit.
 //! - [`prefix`]: which networks may stand behind a device.
 #![forbid(unsafe_code)]
 
+pub mod export;
+pub mod pattern;
 pub mod pool;
 pub mod port_plan;
 pub mod ports;

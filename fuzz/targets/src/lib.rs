@@ -4,6 +4,7 @@
 //! here. A target panics when a property does not hold; what the properties are stands at each.
 #![forbid(unsafe_code)]
 
+mod captures;
 mod machine;
 mod parsers;
 mod wire;
@@ -32,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("clamp_mss", wire::clamp_mss),
     ("icmp_error", wire::icmp_error),
     ("machine", machine::machine),
+    ("captures", captures::captures),
 ];
 
 /// Runs the target with this name.
