@@ -104,8 +104,7 @@ Example:
     /// what clients say first count, nothing that a network may change. Exit code 3 when nothing tells them apart.
     #[command(after_help = "\
 Example:
-  tcpdump -i eth0 -w rsa.pcap host 192.0.2.1      while clients of one kind connect, and again for the other
-  adit learn rsa.pcap ecc.pcap
+  adit learn rsa.pcap ecc.pcap      made with: tcpdump -i eth0 -w rsa.pcap host 192.0.2.1
   adit learn rsa.pcap ecc.pcap --background everything.pcap --json")]
     Learn(Learn),
     /// Print the plan of the configuration as plain rules for a host without adit.
@@ -117,7 +116,7 @@ Example:
 Example:
   adit export iptables-v1 --stage 6 | iptables-restore --noflush
   adit export nft > adit.nft && nft -f adit.nft
-  adit export haproxy --measure > haproxy.cfg && haproxy -f haproxy.cfg    log what first packets measure")]
+  adit export haproxy --measure > haproxy.cfg && haproxy -db -f haproxy.cfg")]
     Export(Export),
     /// Print a completion script.
     #[command(after_help = "Example:\n  adit completion bash > /etc/bash_completion.d/adit")]
