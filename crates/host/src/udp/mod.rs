@@ -32,11 +32,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use rustix::net::{SocketType, sockopt};
+use rustix::net::{SendFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
 pub use self::recv::{Received, RecvBatch};
 pub use self::send::{Flushed, SendBatch, SendDrops, SendFault, SendSlot};
+use crate::errno::uninterrupted;
 pub use crate::socket::{BindFault, BufferSizes, set_mark};
 use crate::socket::{buffer_sizes, local_address, open, set_int, set_receive_buffer, set_send_buffer};
 
@@ -65,6 +66,9 @@ pub struct UdpOptions {
     pub send_buffer: Option<usize>,
     /// Several sockets may share the address; the kernel spreads datagrams over them by their source.
     pub reuse_port: bool,
+    /// Sockets that all say so may share the address (`SO_REUSEADDR`): of those that are not connected the most
+    /// particular address counts, and one that is connected goes before them all.
+    pub reuse_address: bool,
     /// An IPv6 socket takes no IPv4 datagrams. Meaningless for an IPv4 address.
     pub v6_only: bool,
     /// The address need not belong to this machine (yet).
@@ -84,6 +88,7 @@ impl Default for UdpOptions {
             recv_buffer: None,
             send_buffer: None,
             reuse_port: false,
+            reuse_address: false,
             v6_only: true,
             free_bind: false,
             path_mtu: PathMtu::Probe,
@@ -132,6 +137,32 @@ impl UdpSocket {
             Ok(Self { fd, local })
         };
         attempt().map_err(|errno| BindFault::new(address, "udp", errno))
+    }
+
+    /// From now on it receives from `remote` alone, and before every socket of its port that is not connected; datagrams
+    /// that came earlier still lie there. What [`forward`](Self::forward) sends goes to `remote`, and the remote's word
+    /// that nobody listens fails the next call ([`io::ErrorKind::ConnectionRefused`]).
+    ///
+    /// # Errors
+    /// When there is no way to `remote`.
+    pub fn connect(&self, remote: SocketAddr) -> io::Result<()> {
+        Ok(rustix::net::connect(&self.fd, &remote)?)
+    }
+
+    /// Sends what `batch` has received from `remote` on to the peer of this [connected](Self::connect) socket, in as few
+    /// calls as possible. Datagrams of others and truncated ones stay behind. What cannot be sent is dropped and
+    /// counted: also what finds the send buffer full, as on a full link.
+    pub fn forward(&self, batch: &mut RecvBatch, remote: SocketAddr) -> Flushed {
+        batch.forward(self.fd.as_fd(), remote)
+    }
+
+    /// Sends one datagram to the peer of this [connected](Self::connect) socket.
+    ///
+    /// # Errors
+    /// What the system says: [`SendFault::of`] sorts it.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        uninterrupted(|| rustix::net::send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))?;
+        Ok(())
     }
 
     /// Takes over a socket that was [`bind`](Self::bind)-ed elsewhere, such as in another process.
@@ -222,6 +253,9 @@ fn configure(fd: &OwnedFd, address: IpAddr, options: &UdpOptions) -> rustix::io:
     if options.free_bind {
         // For IPv6 sockets too: the kernel keeps one flag for both.
         sockopt::set_ip_freebind(fd, true)?;
+    }
+    if options.reuse_address {
+        sockopt::set_socket_reuseaddr(fd, true)?;
     }
     if options.reuse_port {
         sockopt::set_socket_reuseport(fd, true)?;
