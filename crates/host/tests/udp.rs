@@ -389,10 +389,10 @@ fn a_connected_socket_goes_before_the_wildcard_and_forwards_what_its_peer_sends(
         assert_eq!(receive(&near, &mut batch), 2);
         assert_eq!(receive(&wildcard, &mut others), 1);
 
-        assert_eq!(far.forward(&mut others, ann.local_addr().unwrap()).sent, 0, "another client's");
-        assert_eq!(far.forward(&mut batch, ann.local_addr().unwrap()).sent, 2);
+        assert_eq!(far.forward(&mut others, ann.local_addr().unwrap(), b"").sent, 0, "another client's");
+        assert_eq!(far.forward(&mut batch, ann.local_addr().unwrap(), b"> ").sent, 2);
         let mut got = [0; 8];
-        for expected in [b"one", b"two"] {
+        for expected in [b"> one", b"> two"] {
             let (length, from) = back.recv_from(&mut got).unwrap();
             assert_eq!((&got[..length], from), (&expected[..], far.local_addr()));
         }

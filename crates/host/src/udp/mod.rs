@@ -73,6 +73,9 @@ pub struct UdpOptions {
     pub v6_only: bool,
     /// The address need not belong to this machine (yet).
     pub free_bind: bool,
+    /// The address may be another machine's, and datagrams are sent from it (`IP_TRANSPARENT`): what comes back has to be
+    /// routed here.
+    pub transparent: bool,
     /// See [`PathMtu`].
     pub path_mtu: PathMtu,
     /// ICMP errors about sent datagrams make later calls fail (`IP_RECVERR`). Off, since anyone can forge
@@ -91,6 +94,7 @@ impl Default for UdpOptions {
             reuse_address: false,
             v6_only: true,
             free_bind: false,
+            transparent: false,
             path_mtu: PathMtu::Probe,
             receive_errors: false,
             mark: None,
@@ -149,11 +153,12 @@ impl UdpSocket {
         Ok(rustix::net::connect(&self.fd, &remote)?)
     }
 
-    /// Sends what `batch` has received from `remote` on to the peer of this [connected](Self::connect) socket, in as few
-    /// calls as possible. Datagrams of others and truncated ones stay behind. What cannot be sent is dropped and
-    /// counted: also what finds the send buffer full, as on a full link.
-    pub fn forward(&self, batch: &mut RecvBatch, remote: SocketAddr) -> Flushed {
-        batch.forward(self.fd.as_fd(), remote)
+    /// Sends what `batch` has received from `remote` on to the peer of this [connected](Self::connect) socket, each
+    /// datagram with `prefix` before it, in as few calls as possible. Datagrams of others, truncated ones, and all where
+    /// the batch's headroom does not hold the prefix, stay behind. What cannot be sent is dropped and counted: also what
+    /// finds the send buffer full, as on a full link.
+    pub fn forward(&self, batch: &mut RecvBatch, remote: SocketAddr, prefix: &[u8]) -> Flushed {
+        batch.forward(self.fd.as_fd(), remote, prefix)
     }
 
     /// Sends one datagram to the peer of this [connected](Self::connect) socket.
@@ -253,6 +258,10 @@ fn configure(fd: &OwnedFd, address: IpAddr, options: &UdpOptions) -> rustix::io:
     if options.free_bind {
         // For IPv6 sockets too: the kernel keeps one flag for both.
         sockopt::set_ip_freebind(fd, true)?;
+    }
+    if options.transparent {
+        // Likewise.
+        set_int(fd, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1)?;
     }
     if options.reuse_address {
         sockopt::set_socket_reuseaddr(fd, true)?;

@@ -109,14 +109,16 @@ impl RecvBatch {
         Ok(filled)
     }
 
-    pub(super) fn forward(&mut self, fd: BorrowedFd<'_>, remote: SocketAddr) -> Flushed {
+    pub(super) fn forward(&mut self, fd: BorrowedFd<'_>, remote: SocketAddr, prefix: &[u8]) -> Flushed {
         let headroom = self.slots.headroom;
         let slots = zip(self.storage.chunks_exact_mut(self.slots.stride()), &self.arrived);
-        let parts =
-            slots.filter(|(_, meta)| meta.remote == remote && !meta.truncated).map(|(buffer, meta)| Part {
-                bytes: buffer.get_mut(headroom..headroom + meta.len).unwrap_or_default(),
-                envelope: Envelope::Peer,
-            });
+        let parts = slots.filter(|(_, meta)| meta.remote == remote && !meta.truncated).filter_map(
+            |(buffer, meta)| {
+                let bytes = buffer.get_mut(headroom.checked_sub(prefix.len())?..headroom + meta.len)?;
+                bytes.get_mut(..prefix.len())?.copy_from_slice(prefix);
+                Some(Part { bytes, envelope: Envelope::Peer })
+            },
+        );
         let count = self.messages.point(parts);
         let mut flushed = Flushed::default();
         while let Some(rest) =
