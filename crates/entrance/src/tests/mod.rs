@@ -1,8 +1,10 @@
 //! Everything with real sockets.
 
+mod datagrams;
 mod deciding;
 mod proxies;
 mod relaying;
+mod transparent;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
