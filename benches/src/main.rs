@@ -5,6 +5,7 @@
 //! [`soak`] is the exception: it runs everything for long and fails when memory or descriptors grow.
 #![forbid(unsafe_code)]
 
+mod demux;
 mod handshakes;
 mod machine;
 mod peers;
@@ -13,6 +14,7 @@ mod soak;
 mod throughput;
 mod usage;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,6 +40,12 @@ enum Command {
     ///
     /// Example: adit-bench soak --minutes 10
     Soak(Soak),
+    /// The one in the middle of the part `demux`: relays to a back end until its input ends.
+    #[command(hide = true)]
+    Relay {
+        /// Address and port of the back end
+        back_end: SocketAddr,
+    },
 }
 
 /// What is measured, and how long.
@@ -69,6 +77,8 @@ enum Part {
     Throughput,
     /// Handshakes, and memory of idle sessions
     Handshakes,
+    /// TCP connections of a foreign back end, beside HAProxy; only when it is asked for
+    Demux,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +92,7 @@ fn main() {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Soak(options)) => soak::run(Duration::from_secs(u64::from(options.minutes) * 60)),
+        Some(Command::Relay { back_end }) => demux::relay(back_end),
         None => bench(cli.bench),
     }
 }
@@ -94,6 +105,10 @@ fn bench(options: Bench) {
     }
     if wanted(Part::Handshakes) {
         handshakes::run(&mut report, options.rounds, options.clients);
+    }
+    // HAProxy is no part of what everybody has installed for the rest.
+    if options.only == Some(Part::Demux) {
+        demux::run(&mut report, options.rounds, options.seconds);
     }
     report.finish(options.json);
 }

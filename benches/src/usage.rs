@@ -19,7 +19,12 @@ pub(crate) fn cpu(process: &Process) -> Duration {
 /// Processor time of the threads that a process has now, to the nanosecond. Only where none of them ends meanwhile is a
 /// difference of two of these what the process has used.
 pub(crate) fn cpu_of_threads(process: &Process) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).expect("the process runs");
+    cpu_of_threads_of(process.id())
+}
+
+/// The same of any process, by its number.
+pub(crate) fn cpu_of_threads_of(process: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process runs");
     let times = tasks.map(|task| {
         let text = read(task.expect("a thread").path().join("schedstat"));
         let time = text.split_whitespace().next().expect("the time on a processor");

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["adit-tunnel"],
     &["adit-openvpn"],
     &["adit-plan", "adit-host", "adit-api"],
-    &["adit-capture", "adit-engine", "adit-store", "adit-pki"],
+    &["adit-capture", "adit-engine", "adit-entrance", "adit-store", "adit-pki"],
     &["adit-tls"],
     &["adit-gateway", "adit-client"],
     &["adit"],
@@ -27,7 +27,7 @@ const FORBIDDEN_BELOW: &[(&[&str], &[&str], &str)] = &[
         "no async runtime, sockets, files or clocks in protocol machines and decisions",
     ),
     (
-        &["adit-engine", "adit-host"],
+        &["adit-engine", "adit-entrance", "adit-host"],
         &["tokio", "mio", "axum", "hyper", "rusqlite", "rustls"],
         "the packet path waits for nobody",
     ),

@@ -7,6 +7,7 @@
 //! * [`tun`]: a network interface whose packets this process reads and writes.
 //! * [`udp`]: sockets that receive and send in batches, and say which local address a datagram was sent to.
 //! * [`tcp`]: listeners and the options a tunnel wants on its streams.
+//! * [`pipe`]: bytes from one socket to another without a copy.
 //! * [`poll`]: waiting for many descriptors; [`clock`]: cheap time for the packet path.
 //! * [`capture`]: all ports of a range with a handful of sockets.
 //!
@@ -31,6 +32,7 @@ pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod pipe;
 pub mod plumbing;
 pub mod poll;
 pub mod privilege;

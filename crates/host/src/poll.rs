@@ -34,6 +34,15 @@ impl Interest {
     pub const fn edge(self) -> Self {
         Self { flags: self.flags.union(EventFlags::ET) }
     }
+
+    /// Of several threads that wait for one listener, each in a poller of its own, one is woken and not all. Such an
+    /// interest cannot be modified, only removed.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        // With this flag the kernel takes no other but those of reading, writing and edges.
+        let flags = self.flags.difference(EventFlags::RDHUP);
+        Self { flags: flags.union(EventFlags::EXCLUSIVE) }
+    }
 }
 
 /// One descriptor that is ready.
@@ -223,6 +232,19 @@ mod tests {
             assert!(!waker.drain());
             assert_eq!(ready(&poller), []);
         }
+    }
+
+    #[test]
+    fn an_exclusive_interest_is_told_and_cannot_be_modified() {
+        let poller = Poller::new().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        poller.add(&listener, 0, Interest::READ.exclusive()).unwrap();
+        assert_eq!(ready(&poller), []);
+
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+
+        assert_eq!(ready(&poller), [Event { token: 0, readable: true, writable: false, closed: false }]);
+        assert!(poller.modify(&listener, 0, Interest::READ).is_err());
     }
 
     #[test]

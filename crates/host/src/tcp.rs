@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -84,25 +84,30 @@ pub struct Origin {
     pub mark: Option<u32>,
 }
 
+impl Origin {
+    fn apply(&self, socket: &OwnedFd) -> io::Result<()> {
+        if let Some(mark) = self.mark {
+            set_mark(socket, mark)?;
+        }
+        if let Some(interface) = &self.interface {
+            set_interface(socket, interface)?;
+        }
+        if let Some(address) = self.address {
+            rustix::net::bind(socket, &SocketAddr::new(address, 0))?;
+        }
+        Ok(())
+    }
+}
+
 /// Connects to `remote`, waiting at most `patience`. The stream is nonblocking.
 ///
 /// # Errors
 /// What the system says; [`io::ErrorKind::TimedOut`] when there was no answer in time.
 pub fn connect(remote: SocketAddr, origin: &Origin, patience: Duration) -> io::Result<TcpStream> {
     let socket = open(remote.ip(), SocketType::STREAM)?;
-    if let Some(mark) = origin.mark {
-        set_mark(&socket, mark)?;
-    }
-    if let Some(interface) = &origin.interface {
-        set_interface(&socket, interface)?;
-    }
-    if let Some(address) = origin.address {
-        rustix::net::bind(&socket, &SocketAddr::new(address, 0))?;
-    }
-    match rustix::net::connect(&socket, &remote) {
-        Ok(()) => return Ok(socket.into()),
-        Err(Errno::INPROGRESS | Errno::INTR) => {}
-        Err(errno) => return Err(errno.into()),
+    origin.apply(&socket)?;
+    if begin(&socket, remote)? {
+        return Ok(socket.into());
     }
     let deadline = Instant::now() + patience;
     loop {
@@ -119,6 +124,59 @@ pub fn connect(remote: SocketAddr, origin: &Origin, patience: Duration) -> io::R
         Ok(()) => Ok(socket.into()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Begins to connect to `remote` and waits for nothing: the stream takes bytes as soon as it is connected, and becomes
+/// writable, or reports its error, once that is decided. Small writes on it go out at once ([`set_no_delay`]).
+///
+/// With `source` the connection comes from that address, which need not be this machine's (`IP_TRANSPARENT`): what
+/// comes back has to be routed here.
+///
+/// # Errors
+/// What the system says at once; foreign sources need `CAP_NET_ADMIN`.
+pub fn start_connect(remote: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = open(remote.ip(), SocketType::STREAM)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    if let Some(source) = source {
+        // One flag for both versions. The port is chosen when the other end is known: so it need be free for that only.
+        set_int(&socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1)?;
+        set_int(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    begin(&socket, remote)?;
+    Ok(socket.into())
+}
+
+/// Whether it is connected already.
+fn begin(socket: &OwnedFd, remote: SocketAddr) -> rustix::io::Result<bool> {
+    match rustix::net::connect(socket, &remote) {
+        Ok(()) => Ok(true),
+        Err(Errno::INPROGRESS | Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Ends a connection by a reset instead of an orderly end; what was not yet sent is lost.
+pub fn abort(stream: TcpStream) {
+    // Where this fails the connection is gone already.
+    let _ = sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// An error of which the machine or the process is the reason, and no peer: no descriptor, memory or port is left.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        crate::errno::of(error),
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::ADDRINUSE
+        )
+    )
 }
 
 /// Sends small writes at once instead of gathering them (`TCP_NODELAY`).
@@ -270,6 +328,41 @@ mod tests {
         let _waiting = connect(address, &Origin::default(), patience).unwrap();
         let late = connect(address, &Origin::default(), Duration::from_millis(10)).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_connection_that_was_begun_takes_bytes_and_ends_by_a_reset_when_told_to() {
+        let listener = listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap();
+        let stream = start_connect(listener.local_addr().unwrap(), None).unwrap();
+        // Loopback has connected it by now, and elsewhere a write would say that it has to wait.
+        io::Write::write_all(&mut &stream, b"hello").unwrap();
+        let (mut near, _) = accept(&listener).unwrap();
+        near.set_nonblocking(false).unwrap();
+        let mut got = [0; 5];
+        io::Read::read_exact(&mut near, &mut got).unwrap();
+        assert_eq!(&got, b"hello");
+
+        abort(stream);
+
+        assert_eq!(io::Read::read(&mut near, &mut got).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_connection_can_come_from_an_address_of_another_machine() {
+        TemporaryNetns::create("adit-tcp").unwrap().run_in(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let local = Route {
+                interface: Some("lo".into()),
+                ..Route::new("192.0.2.0/24".parse().unwrap(), RouteKind::Local)
+            };
+            netlink.add_route(&local, IfExists::Fail).unwrap();
+            let listener = listen(any_port("127.0.0.1"), &ListenOptions::default()).unwrap();
+
+            let stream = start_connect(listener.local_addr().unwrap(), Some([192, 0, 2, 9].into())).unwrap();
+
+            let (_, peer) = accept(&listener).unwrap();
+            assert_eq!((peer.ip(), peer), (IpAddr::from([192, 0, 2, 9]), stream.local_addr().unwrap()));
+        });
     }
 
     #[test]

@@ -368,3 +368,42 @@ fn a_socket_can_be_handed_on_as_a_descriptor() {
         received.send_to(b"x", address, None).unwrap();
     });
 }
+
+#[test]
+fn a_connected_socket_goes_before_the_wildcard_and_forwards_what_its_peer_sends() {
+    in_namespace(|| {
+        let shared = UdpOptions { reuse_address: true, ..UdpOptions::default() };
+        let wildcard = UdpSocket::bind(at("0.0.0.0:0"), &shared).unwrap();
+        let port = wildcard.local_addr().port();
+        let (ann, bob, back) = (client("192.0.2.2:0"), client("192.0.2.2:0"), client("192.0.2.2:0"));
+        let near = UdpSocket::bind(SocketAddr::new("192.0.2.1".parse().unwrap(), port), &shared).unwrap();
+        near.connect(ann.local_addr().unwrap()).unwrap();
+        let far = UdpSocket::bind(at("192.0.2.2:0"), &UdpOptions::default()).unwrap();
+        far.connect(back.local_addr().unwrap()).unwrap();
+
+        let dialled = ("192.0.2.1", port);
+        bob.send_to(b"bob", dialled).unwrap();
+        ann.send_to(b"one", dialled).unwrap();
+        ann.send_to(b"two", dialled).unwrap();
+        let (mut batch, mut others) = (RecvBatch::new(4, SLOTS), RecvBatch::new(4, SLOTS));
+        assert_eq!(receive(&near, &mut batch), 2);
+        assert_eq!(receive(&wildcard, &mut others), 1);
+
+        assert_eq!(far.forward(&mut others, ann.local_addr().unwrap(), b"").sent, 0, "another client's");
+        assert_eq!(far.forward(&mut batch, ann.local_addr().unwrap(), b"> ").sent, 2);
+        let mut got = [0; 8];
+        for expected in [b"> one", b"> two"] {
+            let (length, from) = back.recv_from(&mut got).unwrap();
+            assert_eq!((&got[..length], from), (&expected[..], far.local_addr()));
+        }
+
+        near.send(b"answer").unwrap();
+        let (length, from) = ann.recv_from(&mut got).unwrap();
+        assert_eq!((&got[..length], from), (&b"answer"[..], near.local_addr()));
+
+        drop(back);
+        far.send(b"into the void").unwrap();
+        let refused = far.send(b"again").unwrap_err();
+        assert_eq!(SendFault::of(&refused), SendFault::Refused);
+    });
+}

@@ -7,6 +7,7 @@
 //! * [`ip`]: [`ip::Packet`], IPv4 and IPv6 behind one type, with IPv6 extension headers walked.
 //! * [`checksum`]: the Internet checksum: sums, pseudo headers, incremental update.
 //! * [`tcp`], [`udp`], [`icmp`]: views of what an IP packet carries, the MSS clamp, ICMP errors.
+//! * [`proxy`]: the PROXY protocol, read and written.
 //!
 //! ```
 //! use adit_wire::{ip::{self, Packet}, udp};
@@ -27,6 +28,7 @@ pub mod checksum;
 pub mod icmp;
 pub mod ip;
 mod malformed;
+pub mod proxy;
 pub mod tcp;
 #[cfg(test)]
 mod testing;

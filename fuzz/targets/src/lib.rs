@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("ip_packet", wire::ip_packet),
     ("clamp_mss", wire::clamp_mss),
     ("icmp_error", wire::icmp_error),
+    ("proxy", wire::proxy),
     ("machine", machine::machine),
     ("captures", captures::captures),
 ];

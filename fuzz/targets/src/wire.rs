@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use adit_wire::checksum::transport_checksum_ok;
 use adit_wire::icmp::{self, Reason};
 use adit_wire::ip::Packet;
+use adit_wire::proxy::{self, Preamble};
 use adit_wire::tcp;
 
 /// Views stay within their packet.
@@ -44,4 +45,16 @@ pub(crate) fn icmp_error(bytes: &[u8]) {
         let mut again = [0; 2048];
         assert_eq!(icmp::error(&mut again, &error, reason, packet.source()), None);
     }
+}
+
+/// A header stays within its bytes, is the same without what follows it, and its addresses survive being written anew.
+pub(crate) fn proxy(bytes: &[u8]) {
+    let Preamble::Header { length, addresses } = proxy::parse(bytes) else { return };
+    assert!(length <= bytes.len().min(proxy::MAX_LEN));
+    assert_eq!(proxy::parse(&bytes[..length]), Preamble::Header { length, addresses });
+    let Some(found) = addresses else { return };
+    let mut out = [0; proxy::MAX_BUILT];
+    let length =
+        proxy::build(&mut out, found.source, found.destination, proxy::Kind::Stream).expect("room for it");
+    assert_eq!(proxy::parse(&out[..length]), Preamble::Header { length, addresses });
 }

@@ -37,13 +37,15 @@ impl Messages {
         let mut count = 0;
         for (((header, vector), (name, control)), part) in slots.zip(parts) {
             let (name_len, control_len) = match part.envelope {
-                Some(envelope) => envelope.write(name, control),
-                None => (Name::LEN, Control::LEN),
+                Envelope::Receive => (Name::LEN, Control::LEN),
+                Envelope::Peer => (0, 0),
+                Envelope::To(address) => address.write(name, control),
             };
             *vector = libc::iovec { iov_base: part.bytes.as_mut_ptr().cast(), iov_len: part.bytes.len() };
             let message = &mut header.msg_hdr;
             message.msg_iov = vector;
             message.msg_iovlen = 1;
+            // A name or control message of no length is none, wherever it points.
             message.msg_name = std::ptr::from_mut(name).cast();
             message.msg_namelen = name_len as libc::socklen_t;
             message.msg_control = std::ptr::from_mut(control).cast();
@@ -59,19 +61,29 @@ impl Messages {
 pub(super) struct Part<'a> {
     /// The datagram, or the room for one.
     pub(super) bytes: &'a mut [u8],
-    /// Where it goes; `None` for receiving.
-    pub(super) envelope: Option<Envelope>,
+    pub(super) envelope: Envelope,
+}
+
+/// What stands on a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Envelope {
+    /// Nothing yet: there is room for what the kernel writes on it.
+    Receive,
+    /// It goes to the peer that the socket is connected to.
+    Peer,
+    /// It goes there.
+    To(Address),
 }
 
 /// From where to where a datagram is sent.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Envelope {
+pub(super) struct Address {
     pub(super) remote: SocketAddr,
     pub(super) local: Option<IpAddr>,
     pub(super) v6_socket: bool,
 }
 
-impl Envelope {
+impl Address {
     /// Writes name and control messages; returns their lengths.
     pub(super) fn write(&self, name: &mut Name, control: &mut Control) -> (usize, usize) {
         let control_len = self.local.map_or(0, |source| control.write_source(source, self.v6_socket));

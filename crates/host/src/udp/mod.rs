@@ -34,12 +34,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use rustix::net::{SocketType, sockopt};
+use rustix::net::{SendFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::answering::Answering;
 pub use self::recv::{Received, RecvBatch};
 pub use self::send::{Flushed, SendBatch, SendDrops, SendFault, SendSlot};
+use crate::errno::uninterrupted;
 pub use crate::socket::{BindFault, BufferSizes, set_mark};
 use crate::socket::{buffer_sizes, local_address, open, set_int, set_receive_buffer, set_send_buffer};
 
@@ -68,10 +69,16 @@ pub struct UdpOptions {
     pub send_buffer: Option<usize>,
     /// Several sockets may share the address; the kernel spreads datagrams over them by their source.
     pub reuse_port: bool,
+    /// Sockets that all say so may share the address (`SO_REUSEADDR`): of those that are not connected the most
+    /// particular address counts, and one that is connected goes before them all.
+    pub reuse_address: bool,
     /// An IPv6 socket takes no IPv4 datagrams. Meaningless for an IPv4 address.
     pub v6_only: bool,
     /// The address need not belong to this machine (yet).
     pub free_bind: bool,
+    /// The address may be another machine's, and datagrams are sent from it (`IP_TRANSPARENT`): what comes back has to be
+    /// routed here.
+    pub transparent: bool,
     /// See [`PathMtu`].
     pub path_mtu: PathMtu,
     /// ICMP errors about sent datagrams make later calls fail (`IP_RECVERR`). Off, since anyone can forge
@@ -87,8 +94,10 @@ impl Default for UdpOptions {
             recv_buffer: None,
             send_buffer: None,
             reuse_port: false,
+            reuse_address: false,
             v6_only: true,
             free_bind: false,
+            transparent: false,
             path_mtu: PathMtu::Probe,
             receive_errors: false,
             mark: None,
@@ -155,6 +164,33 @@ impl UdpSocket {
         set_int(&socket.fd, level, name, 1).map_err(|errno| BindFault::new(address, "udp", errno))?;
         socket.answering = Some(answering);
         Ok(socket)
+    }
+
+    /// From now on it receives from `remote` alone, and before every socket of its port that is not connected; datagrams
+    /// that came earlier still lie there. What [`forward`](Self::forward) sends goes to `remote`, and the remote's word
+    /// that nobody listens fails the next call ([`io::ErrorKind::ConnectionRefused`]).
+    ///
+    /// # Errors
+    /// When there is no way to `remote`.
+    pub fn connect(&self, remote: SocketAddr) -> io::Result<()> {
+        Ok(rustix::net::connect(&self.fd, &remote)?)
+    }
+
+    /// Sends what `batch` has received from `remote` on to the peer of this [connected](Self::connect) socket, each
+    /// datagram with `prefix` before it, in as few calls as possible. Datagrams of others, truncated ones, and all where
+    /// the batch's headroom does not hold the prefix, stay behind. What cannot be sent is dropped and counted: also what
+    /// finds the send buffer full, as on a full link.
+    pub fn forward(&self, batch: &mut RecvBatch, remote: SocketAddr, prefix: &[u8]) -> Flushed {
+        batch.forward(self.fd.as_fd(), remote, prefix)
+    }
+
+    /// Sends one datagram to the peer of this [connected](Self::connect) socket.
+    ///
+    /// # Errors
+    /// What the system says: [`SendFault::of`] sorts it.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        uninterrupted(|| rustix::net::send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))?;
+        Ok(())
     }
 
     /// Takes over a socket that was [`bind`](Self::bind)-ed elsewhere, such as in another process.
@@ -275,6 +311,13 @@ fn configure(fd: &OwnedFd, address: IpAddr, options: &UdpOptions) -> rustix::io:
     if options.free_bind {
         // For IPv6 sockets too: the kernel keeps one flag for both.
         sockopt::set_ip_freebind(fd, true)?;
+    }
+    if options.transparent {
+        // Likewise.
+        set_int(fd, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1)?;
+    }
+    if options.reuse_address {
+        sockopt::set_socket_reuseaddr(fd, true)?;
     }
     if options.reuse_port {
         sockopt::set_socket_reuseport(fd, true)?;

@@ -8,8 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::io::Errno;
+
 use super::Slots;
-use super::messages::{Messages, Part};
+use super::messages::{Envelope, Messages, Part};
+use super::send::{Flushed, SendFault, send};
 use crate::errno::uninterrupted;
 use crate::socket::last_errno;
 
@@ -77,7 +80,7 @@ impl RecvBatch {
         let Slots { size, headroom, .. } = self.slots;
         let parts = self.storage.chunks_exact_mut(self.slots.stride()).map(|buffer| Part {
             bytes: buffer.get_mut(headroom..headroom + size).unwrap_or_default(),
-            envelope: None,
+            envelope: Envelope::Receive,
         });
         let count = self.messages.point(parts) as libc::c_uint;
         let headers = self.messages.headers.as_mut_ptr();
@@ -106,6 +109,33 @@ impl RecvBatch {
             }
         }));
         Ok(filled)
+    }
+
+    pub(super) fn forward(&mut self, fd: BorrowedFd<'_>, remote: SocketAddr, prefix: &[u8]) -> Flushed {
+        let headroom = self.slots.headroom;
+        let slots = zip(self.storage.chunks_exact_mut(self.slots.stride()), &self.arrived);
+        let parts = slots.filter(|(_, meta)| meta.remote == remote && !meta.truncated).filter_map(
+            |(buffer, meta)| {
+                let bytes = buffer.get_mut(headroom.checked_sub(prefix.len())?..headroom + meta.len)?;
+                bytes.get_mut(..prefix.len())?.copy_from_slice(prefix);
+                Some(Part { bytes, envelope: Envelope::Peer })
+            },
+        );
+        let count = self.messages.point(parts);
+        let mut flushed = Flushed::default();
+        while let Some(rest) =
+            self.messages.headers.get_mut(flushed.done()..count).filter(|rest| !rest.is_empty())
+        {
+            match send(fd, rest) {
+                // The kernel sends at least one or says why not.
+                Ok(sent) => flushed.sent += sent.max(1),
+                Err(errno) => {
+                    flushed.blocked |= errno == Errno::WOULDBLOCK;
+                    flushed.dropped.count(SendFault::from_errno(errno));
+                }
+            }
+        }
+        flushed
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::Slots;
 use super::ancillary::{Control, Name};
-use super::messages::{Envelope, Messages, Part};
+use super::messages::{Address, Envelope, Messages, Part};
 use crate::errno::{self, uninterrupted};
 use crate::socket::last_errno;
 
@@ -150,7 +150,7 @@ impl SendBatch {
             let local = outgoing.local.filter(|_| choose_source).map(|local| local.ip());
             Part {
                 bytes: buffer.get_mut(outgoing.range.clone()).unwrap_or_default(),
-                envelope: Some(Envelope { remote: outgoing.remote, local, v6_socket }),
+                envelope: Envelope::To(Address { remote: outgoing.remote, local, v6_socket }),
             }
         });
         self.messages.point(parts)
@@ -249,7 +249,7 @@ impl SendFault {
         }
     }
 
-    fn from_errno(errno: Errno) -> Self {
+    pub(super) fn from_errno(errno: Errno) -> Self {
         match errno {
             Errno::MSGSIZE => Self::TooBig,
             Errno::PERM | Errno::ACCESS => Self::Forbidden,
@@ -280,7 +280,7 @@ impl SendDrops {
         self.counts.iter().sum()
     }
 
-    fn count(&mut self, fault: SendFault) {
+    pub(super) fn count(&mut self, fault: SendFault) {
         if let Some(count) = self.counts.get_mut(fault as usize) {
             *count += 1;
         }
@@ -298,8 +298,15 @@ pub struct Flushed {
     pub blocked: bool,
 }
 
+impl Flushed {
+    /// Datagrams that need no more attention.
+    pub(super) fn done(&self) -> usize {
+        self.sent + self.dropped.total()
+    }
+}
+
 /// Sends the messages in one call as far as that goes; returns how many went.
-fn send(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
+pub(super) fn send(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
     let count = headers.len() as libc::c_uint;
     uninterrupted(|| {
         // SAFETY: `headers` are `count` headers that `Messages::point` filled in; what they point to is
@@ -319,7 +326,7 @@ pub(super) fn one(
     local: Option<IpAddr>,
 ) -> io::Result<()> {
     let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
-    let (name_len, control_len) = Envelope { remote, local, v6_socket }.write(&mut name, &mut control);
+    let (name_len, control_len) = Address { remote, local, v6_socket }.write(&mut name, &mut control);
     let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all fields are numbers and pointers, for which all bits zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
