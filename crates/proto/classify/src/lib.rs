@@ -52,7 +52,7 @@
 //! | | first bytes | apart from the others by |
 //! |---|---|---|
 //! | OpenVPN | `00`–`04`, length | byte 0; from SOCKS4: lengths `0401` and `0402` are never taken by form |
-//! | SOCKS4 | `04 01` or `04 02` | byte 0, and see OpenVPN |
+//! | SOCKS4 | `04 01` or `04 02` | byte 0, and see OpenVPN (a tls-crypt-v2 key does wait for such a record: then requests for ports 20480 to 20735 are decided when no more comes) |
 //! | SOCKS5 | `05` | byte 0 |
 //! | TLS | `16 03` | byte 0 |
 //! | PROXY 2 | `0d 0a` | byte 0 |
