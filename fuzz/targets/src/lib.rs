@@ -4,6 +4,7 @@
 //! here. A target panics when a property does not hold; what the properties are stands at each.
 #![forbid(unsafe_code)]
 
+mod classify;
 mod machine;
 mod parsers;
 mod wire;
@@ -31,6 +32,8 @@ pub const TARGETS: &[Target] = &[
     ("ip_packet", wire::ip_packet),
     ("clamp_mss", wire::clamp_mss),
     ("icmp_error", wire::icmp_error),
+    ("probes", classify::probes),
+    ("classify", classify::classify),
     ("machine", machine::machine),
 ];
 
