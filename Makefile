@@ -70,7 +70,7 @@ proof: $(PROOFS)
 .PHONY: $(PROOFS)
 proof-machines:
 	$(call need,$(TEST_PACKAGES))
-	PROPTEST_CASES=20000 $(CARGO) test --release -p adit-wire -p adit-tunnel -p adit-openvpn -p adit-plan -p adit-capture -p adit-fuzz-targets
+	PROPTEST_CASES=20000 ADIT_SCALE=full $(CARGO) test --release -p adit-wire -p adit-tunnel -p adit-openvpn -p adit-plan -p adit-classify -p adit-capture -p adit-fuzz-targets
 proof-matrix:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test matrix -- --nocapture

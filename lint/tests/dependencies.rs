@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["adit-tunnel"],
     &["adit-openvpn"],
     &["adit-plan", "adit-host", "adit-api"],
+    &["adit-classify"],
     &["adit-capture", "adit-engine", "adit-entrance", "adit-store", "adit-pki"],
     &["adit-tls"],
     &["adit-gateway", "adit-client"],
@@ -22,7 +23,7 @@ const AROUND: &[&str] = &["adit-testbed", "adit-tests", "adit-lint", "adit-fuzz-
 /// Crates that must not be anywhere below a crate, with the reason.
 const FORBIDDEN_BELOW: &[(&[&str], &[&str], &str)] = &[
     (
-        &["adit-wire", "adit-tunnel", "adit-openvpn", "adit-plan", "adit-capture"],
+        &["adit-wire", "adit-tunnel", "adit-openvpn", "adit-plan", "adit-classify", "adit-capture"],
         &["tokio", "mio", "socket2", "rustix", "async-io", "rustls", "rusqlite", "rand"],
         "no async runtime, sockets, files or clocks in protocol machines and decisions",
     ),

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod captures;
+mod classify;
 mod machine;
 mod parsers;
 mod wire;
@@ -33,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     ("clamp_mss", wire::clamp_mss),
     ("icmp_error", wire::icmp_error),
     ("proxy", wire::proxy),
+    ("probes", classify::probes),
+    ("classify", classify::classify),
     ("machine", machine::machine),
     ("captures", captures::captures),
 ];

@@ -25,7 +25,7 @@ use crate::Role;
 use crate::budget::{Bucket, PrefixBudget};
 use crate::keyfile::StaticKey;
 use crate::machine::Start;
-use crate::packet::{Acks, Body, HEAD_LEN, Head, Opcode, SessionId, resend_wkc_payload};
+use crate::packet::{Acks, Body, Head, Opcode, SessionId, resend_wkc_payload};
 use crate::wkc::{self, Unwrapper};
 use crate::wrap::{PacketNumber, WrapKeys, announces_cookie_support};
 
@@ -158,7 +158,6 @@ impl Gate {
     /// cookie; `random` becomes this side's session id.
     #[must_use]
     pub fn record(&self, packet: &[u8], random: [u8; 8]) -> Verdict {
-        let mut body = Vec::new();
         let admit = |identity, keys, remote| {
             let local = SessionId::from_random(random);
             Verdict::Admit(Box::new(Admission { identity, keys, local, remote, start: Start::Stream }))
@@ -167,14 +166,11 @@ impl Gate {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
         match head.opcode {
-            Opcode::HardResetClientV2 => {
-                let found = self.shared().find(|(_, keys)| is_first(keys, packet, &mut body).is_some());
-                match found {
-                    Some((identity, keys)) => admit(identity, keys.clone(), head.session),
-                    None => Verdict::Drop(DropReason::NoKeyVerified),
-                }
-            }
-            Opcode::HardResetClientV3 => match self.unwrap_first(packet, &mut body) {
+            Opcode::HardResetClientV2 => match self.verify_first(packet) {
+                Some((identity, keys)) => admit(identity, keys.clone(), head.session),
+                None => Verdict::Drop(DropReason::NoKeyVerified),
+            },
+            Opcode::HardResetClientV3 => match self.unwrap_first(packet) {
                 Some((identity, keys, _)) => admit(identity, keys, head.session),
                 None => Verdict::Drop(DropReason::NoKeyVerified),
             },
@@ -208,25 +204,22 @@ impl Gate {
         })
     }
 
-    fn unwrap_first(
-        &self,
-        packet: &[u8],
-        body: &mut Vec<u8>,
-    ) -> Option<(IdentityId, WrapKeys, PacketNumber)> {
-        let (rest, wrapped) = wkc::split(packet)?;
-        // A stranger's packet is not worth the work of opening a key if its form is wrong.
-        if rest.len() != HEAD_LEN + 40 + EMPTY_BODY.len() {
-            return None;
-        }
-        let (identity, keys) = self.open_wrapped(wrapped)?;
-        let number = is_first(&keys, rest, body)??;
-        Some((identity, keys, number))
+    fn verify_first(&self, packet: &[u8]) -> Option<(IdentityId, &WrapKeys)> {
+        self.shared().find(|(_, keys)| keys.verify_first(Opcode::HardResetClientV2, packet).is_some())
+    }
+
+    fn unwrap_first(&self, packet: &[u8]) -> Option<(IdentityId, WrapKeys, PacketNumber)> {
+        self.identities.iter().find_map(|(id, wrap)| match wrap {
+            IdentityWrap::Shared(_) => None,
+            IdentityWrap::PerClient(unwrapper) => {
+                let (keys, number) = unwrapper.verify_first(packet)?;
+                Some((*id, keys, number))
+            }
+        })
     }
 
     fn first(&self, packet: &[u8], ends: &Ends, now: Moment) -> Verdict {
-        let mut body = Vec::new();
-        let found = self.shared().find(|(_, keys)| is_first(keys, packet, &mut body).is_some());
-        let Some((identity, keys)) = found else {
+        let Some((identity, keys)) = self.verify_first(packet) else {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
         if !keys.is_keyed() {
@@ -239,8 +232,7 @@ impl Gate {
     }
 
     fn first_wrapped(&self, packet: &[u8], ends: &Ends, now: Moment) -> Verdict {
-        let mut body = Vec::new();
-        let Some((identity, keys, number)) = self.unwrap_first(packet, &mut body) else {
+        let Some((identity, keys, number)) = self.unwrap_first(packet) else {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
         if announces_cookie_support(number.id) {
@@ -374,19 +366,6 @@ impl Gate {
 struct Ends {
     from: SocketAddr,
     to: SocketAddr,
-}
-
-/// Body of every client's first packet: no acks, message 0, no payload.
-const EMPTY_BODY: [u8; 5] = [0; 5];
-
-/// Whether `packet` is a client's first packet under `keys`; its number when the protection has one.
-fn is_first(keys: &WrapKeys, packet: &[u8], body: &mut Vec<u8>) -> Option<Option<PacketNumber>> {
-    // All first packets of one kind of protection have one length: most are told apart without a hash.
-    if packet.len() != HEAD_LEN + keys.overhead() + EMPTY_BODY.len() {
-        return None;
-    }
-    let unwrapped = keys.unwrap(packet, body)?;
-    (body.as_slice() == EMPTY_BODY).then_some(unwrapped.number)
 }
 
 #[cfg(test)]

@@ -10,15 +10,19 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::Role;
 use crate::keyfile::{ClientKeyV2, ServerKeyV2, StaticKey};
-use crate::wrap::{SivKey, TAG_LEN};
+use crate::packet::{KeyId, Opcode};
+use crate::wrap::{PacketNumber, SivKey, TAG_LEN, WrapKeys, fingerprint};
 
 /// Smallest wrapped key: no metadata.
 pub const MIN_LEN: usize = TAG_LEN + 256 + 2;
 /// Largest wrapped key.
 pub const MAX_LEN: usize = 1024;
+/// Length of a client's first packet without its wrapped key.
+pub const FIRST_LEN: usize = 54;
 /// Most metadata bytes, with the type byte.
 pub const MAX_METADATA: usize = MAX_LEN - MIN_LEN;
 
@@ -101,13 +105,38 @@ impl Unwrapper {
         if usize::from(u16::from_be_bytes(*len)) != wrapped.len() {
             return None;
         }
-        let mut plain = Zeroizing::new(sealed.to_vec());
-        self.0.crypt(tag, &mut plain);
-        if !bool::from(self.tag(*len, &plain).ct_eq(tag)) {
+        // Strangers' keys are opened too: no allocation.
+        let mut buffer = [0; MAX_LEN];
+        let plain = buffer.get_mut(..sealed.len())?;
+        plain.copy_from_slice(sealed);
+        self.0.crypt(tag, plain);
+        let opened = if self.tag(*len, plain).ct_eq(tag).into() {
+            plain.split_first_chunk().map(|(key, metadata)| (StaticKey::new(key), Metadata::parse(metadata)))
+        } else {
+            None
+        };
+        plain.zeroize();
+        opened
+    }
+
+    /// The keys and packet number of a client's first packet, if its wrapped key opens and verifies the rest.
+    /// Its form decides about most strangers' packets.
+    #[must_use]
+    pub fn verify_first(&self, packet: &[u8]) -> Option<(WrapKeys, PacketNumber)> {
+        if packet.first() != Some(&Opcode::HardResetClientV3.with(KeyId::FIRST)) {
             return None;
         }
-        let (key, metadata) = plain.split_first_chunk::<256>()?;
-        Some((StaticKey::new(key), Metadata::parse(metadata)))
+        let (rest, wrapped) = split(packet).filter(|(rest, _)| rest.len() == FIRST_LEN)?;
+        let (key, _) = self.open(wrapped)?;
+        let keys = WrapKeys::tls_crypt(&key, Role::Server);
+        let (_, number) = keys.verify_first(Opcode::HardResetClientV3, rest)?;
+        Some((keys, number?))
+    }
+
+    /// Equal for two server keys exactly when they open the same wrapped keys; tells nothing else of them.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 16] {
+        fingerprint(&self.0.mac)
     }
 
     /// Wraps `key` for a client. User metadata beyond the format's 733 bytes is cut off.
@@ -142,9 +171,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Role;
-    use crate::packet::{Head, KeyId, Opcode, SessionId};
-    use crate::wrap::{EARLY_NEGOTIATION_START, PacketNumber, WrapKeys};
+    use crate::packet::{Head, SessionId};
+    use crate::wrap::EARLY_NEGOTIATION_START;
 
     fn server() -> Unwrapper {
         Unwrapper::new(&ServerKeyV2::new(&std::array::from_fn(|i| 255 - i as u8)))

@@ -23,6 +23,10 @@ use crate::Role;
 use crate::keyfile::{Slot, StaticKey};
 use crate::packet::{HEAD_LEN, Head};
 
+mod first;
+
+pub(crate) use first::fingerprint;
+
 /// Digests tls-auth may use (`--auth`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Digest {
