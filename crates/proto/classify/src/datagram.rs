@@ -78,13 +78,9 @@ pub(crate) fn dns(bytes: &[u8]) -> bool {
     if recursion & 0xfe != 0 || checking & 0xcf != 0 || !has_dns_counts(bytes) {
         return false;
     }
-    let Some([kind_high, kind_low, 0, 1 | 3 | 4 | 255, records @ ..]) = after_name(rest) else {
-        return false;
-    };
-    // The shortest record has the root's name and no data. A question of type 0 would be one of IKE's messages.
-    let fits =
-        if *additional == 0 { records.is_empty() } else { records.len() >= 11 * usize::from(*additional) };
-    fits && [kind_high, kind_low] != [&0, &0]
+    let Some([_, _, 0, 1 | 3 | 4 | 255, records @ ..]) = after_name(rest) else { return false };
+    // The shortest record has the root's name and no data.
+    if *additional == 0 { records.is_empty() } else { records.len() >= 11 * usize::from(*additional) }
 }
 
 /// What follows a name without compression; `None` when it is none.

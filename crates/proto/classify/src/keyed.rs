@@ -199,7 +199,8 @@ impl WireGuardKey {
         let Some((covered, rest)) = bytes.split_at_checked(WIREGUARD_LEN - 32) else { return false };
         let mut mac = self.mac1.clone();
         Update::update(&mut mac, covered);
-        rest.first_chunk::<16>().is_some_and(|tag| mac.finalize_fixed().ct_eq(tag).into())
+        rest.first_chunk::<16>()
+            .is_some_and(|tag| mac.finalize_fixed().as_slice().ct_eq(tag.as_slice()).into())
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

@@ -44,8 +44,8 @@
 //! | DTLS | `16 fe fd` or `ff` | byte 0 | byte 0 | byte 0 | | | |
 //! | STUN | `00` or `02`, cookie at 4 | byte 0 | byte 0 | byte 0 | byte 0 | | |
 //! | DNS | any id; `00 01 00 00 00 00` at 4 | 4–9* | 4–9* | version: byte 4 is not `00` | byte 2 | cookie | |
-//! | IKE | any id; zeros at 8–15 | 9–15: number or HMAC* | 8–15* | 8–15* | byte 13 | 8–15* | root name of type 0 |
-//! | IKE at port 4500 | `00 00 00 00` | byte 0 | byte 0 | byte 0 | byte 0 | method 0 | root name of type 0 |
+//! | IKE | any id; zeros at 8–15 | 9–15: number or HMAC* | 8–15* | 8–15* | byte 13 | 8–15* | zeros: a query of 17 bytes |
+//! | IKE at port 4500 | `00 00 00 00` | byte 0 | byte 0 | byte 0 | byte 0 | a request of 20 bytes | 12–19: class 0 |
 //!
 //! TCP:
 //!
