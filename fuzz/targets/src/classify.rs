@@ -52,7 +52,7 @@ pub(crate) fn probes(bytes: &[u8]) {
         match transport {
             Transport::Udp => assert!(count(Answer::Yes) <= 1 && count(Answer::More) == 0),
             Transport::Tcp => {
-                assert!(count(Answer::Yes) == 0 || count(Answer::Yes) + count(Answer::More) == 1)
+                assert!(count(Answer::Yes) == 0 || count(Answer::Yes) + count(Answer::More) == 1);
             }
         }
         assert!(KEYED.iter().all(|probe| probe.answer(transport, bytes, false) != Answer::Yes));
