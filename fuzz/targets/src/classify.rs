@@ -42,8 +42,8 @@ static TABLE: LazyLock<Table<()>> = LazyLock::new(|| {
     Table::new(rules.collect()).expect("a table")
 });
 
-/// No two protocols say Yes, none without its key says so of a keyed one, datagrams are not waited for, and what is
-/// said of a part of a stream is not taken back.
+/// No two protocols say Yes, none without its key says so of a keyed one, datagrams are not waited for, and
+/// what is said of a part of a stream is not taken back.
 pub(crate) fn probes(bytes: &[u8]) {
     let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
     for transport in Transport::BOTH {

@@ -57,8 +57,8 @@ impl OpenVpnKey {
         }
     }
 
-    /// The text of a foreign server's key file. `form` tells how the key is used; [`OpenVpnForm::Any`] tries all
-    /// that fits: a static key as tls-crypt and as tls-auth with every digest, in both directions.
+    /// The text of a foreign server's key file. `form` tells how the key is used; [`OpenVpnForm::Any`] tries
+    /// all that fits: a static key as tls-crypt and as tls-auth with every digest, in both directions.
     ///
     /// # Errors
     /// [`KeyFault`] when the file does not hold such a key.
