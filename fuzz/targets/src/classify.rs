@@ -42,8 +42,8 @@ static TABLE: LazyLock<Table<()>> = LazyLock::new(|| {
     Table::new(rules.collect()).expect("a table")
 });
 
-/// No two protocols say Yes, none without its key says so of a keyed one, datagrams are not waited for, and what is
-/// said of a part of a stream is not taken back.
+/// No two protocols say Yes, none without its key says so of a keyed one, datagrams are not waited for, and
+/// what is said of a part of a stream is not taken back.
 pub(crate) fn probes(bytes: &[u8]) {
     let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
     for transport in Transport::BOTH {
@@ -52,7 +52,7 @@ pub(crate) fn probes(bytes: &[u8]) {
         match transport {
             Transport::Udp => assert!(count(Answer::Yes) <= 1 && count(Answer::More) == 0),
             Transport::Tcp => {
-                assert!(count(Answer::Yes) == 0 || count(Answer::Yes) + count(Answer::More) == 1)
+                assert!(count(Answer::Yes) == 0 || count(Answer::Yes) + count(Answer::More) == 1);
             }
         }
         assert!(KEYED.iter().all(|probe| probe.answer(transport, bytes, false) != Answer::Yes));

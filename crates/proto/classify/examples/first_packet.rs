@@ -1,6 +1,7 @@
 //! How long a verdict takes: `cargo run --release -p adit-classify --example first_packet`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the figures are the program's purpose")]
+#![allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 use std::hint::black_box;
 use std::time::Instant;

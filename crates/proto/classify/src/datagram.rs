@@ -1,7 +1,8 @@
-//! Protocols in UDP, by form. Each function is told a whole datagram; none looks beyond [`LOOKS_AT`] bytes of it.
+//! Protocols in UDP, by form. Each function is told a whole datagram; none looks beyond [`LOOKS_AT`] bytes of
+//! it.
 //!
-//! Conditions marked "apart" are no rule of the protocol: they keep two forms from overlapping, at the price of
-//! one genuine datagram in 2⁴⁰ or fewer. See the crate's text.
+//! Conditions marked "apart" are no rule of the protocol: they keep two forms from overlapping, at the price
+//! of one genuine datagram in 2⁴⁰ or fewer. See the crate's text.
 
 use crate::answer::may_be_random;
 
@@ -23,7 +24,8 @@ pub(crate) fn wireguard(bytes: &[u8]) -> bool {
         && !no_responder_spi(bytes)
 }
 
-/// Long header, Initial, a version in use (1, 2, a draft, or one that asks for negotiation), at least 1200 bytes.
+/// Long header, Initial, a version in use (1, 2, a draft, or one that asks for negotiation), at least 1200
+/// bytes.
 pub(crate) fn quic(bytes: &[u8]) -> bool {
     let (Some(&first), Some(version), Some(&id_len)) =
         (bytes.first(), bytes.get(1..).and_then(<[u8]>::first_chunk::<4>), bytes.get(5))
@@ -78,13 +80,9 @@ pub(crate) fn dns(bytes: &[u8]) -> bool {
     if recursion & 0xfe != 0 || checking & 0xcf != 0 || !has_dns_counts(bytes) {
         return false;
     }
-    let Some([kind_high, kind_low, 0, 1 | 3 | 4 | 255, records @ ..]) = after_name(rest) else {
-        return false;
-    };
-    // The shortest record has the root's name and no data. A question of type 0 would be one of IKE's messages.
-    let fits =
-        if *additional == 0 { records.is_empty() } else { records.len() >= 11 * usize::from(*additional) };
-    fits && [kind_high, kind_low] != [&0, &0]
+    let Some([_, _, 0, 1 | 3 | 4 | 255, records @ ..]) = after_name(rest) else { return false };
+    // The shortest record has the root's name and no data.
+    if *additional == 0 { records.is_empty() } else { records.len() >= 11 * usize::from(*additional) }
 }
 
 /// What follows a name without compression; `None` when it is none.
@@ -102,8 +100,8 @@ fn after_name(bytes: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The first message of IKEv1 (main or aggressive mode) or IKEv2 (IKE_SA_INIT), also behind the marker of port
-/// 4500: an initiator's id, none of the responder, and the length of all.
+/// The first message of IKEv1 (main or aggressive mode) or IKEv2 (IKE_SA_INIT), also behind the marker of
+/// port 4500: an initiator's id, none of the responder, and the length of all.
 pub(crate) fn ike(bytes: &[u8]) -> bool {
     let message = bytes.strip_prefix(&[0; 4]).unwrap_or(bytes);
     let Some(header) = message.first_chunk::<IKE_HEADER>() else { return false };

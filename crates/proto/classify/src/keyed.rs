@@ -57,8 +57,8 @@ impl OpenVpnKey {
         }
     }
 
-    /// The text of a foreign server's key file. `form` tells how the key is used; [`OpenVpnForm::Any`] tries all
-    /// that fits: a static key as tls-crypt and as tls-auth with every digest, in both directions.
+    /// The text of a foreign server's key file. `form` tells how the key is used; [`OpenVpnForm::Any`] tries
+    /// all that fits: a static key as tls-crypt and as tls-auth with every digest, in both directions.
     ///
     /// # Errors
     /// [`KeyFault`] when the file does not hold such a key.
@@ -199,7 +199,8 @@ impl WireGuardKey {
         let Some((covered, rest)) = bytes.split_at_checked(WIREGUARD_LEN - 32) else { return false };
         let mut mac = self.mac1.clone();
         Update::update(&mut mac, covered);
-        rest.get(..16).is_some_and(|tag| mac.finalize_fixed().as_slice().ct_eq(tag).into())
+        rest.first_chunk::<16>()
+            .is_some_and(|tag| mac.finalize_fixed().as_slice().ct_eq(tag.as_slice()).into())
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

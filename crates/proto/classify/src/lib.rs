@@ -1,7 +1,7 @@
 //! Tells by the first bytes what a UDP flow or a TCP connection is, and whose.
 //!
-//! Pure: no sockets, no clock, no memory of earlier flows. A [`Probe`] looks at a beginning and says No, More or Yes
-//! ([`Answer`]). A [`Table`] of [`Rule`]s turns that into a [`Verdict`].
+//! Pure: no sockets, no clock, no memory of earlier flows. A [`Probe`] looks at a beginning and says No, More
+//! or Yes ([`Answer`]). A [`Table`] of [`Rule`]s turns that into a [`Verdict`].
 //!
 //! # Order
 //!
@@ -13,14 +13,14 @@
 //! | 4 | silence | |
 //! | 5 | any | |
 //!
-//! Then a rule for some ports goes before a rule for all, and an earlier before a later one. Ports never do more
-//! than that: a rule is not asked about other ports. A rule decides only when none before it still says More, so
-//! the verdict does not depend on how TCP cut the stream.
+//! Then a rule for some ports goes before a rule for all, and an earlier before a later one. Ports never do
+//! more than that: a rule is not asked about other ports. A rule decides only when none before it still says
+//! More, so the verdict does not depend on how TCP cut the stream.
 //!
 //! # How much is looked at
 //!
-//! Content is tested before length: a probe says No as soon as a byte that is there speaks against it. Of a TCP
-//! beginning no probe looks at more than this; then it has decided:
+//! Content is tested before length: a probe says No as soon as a byte that is there speaks against it. Of a
+//! TCP beginning no probe looks at more than this; then it has decided:
 //!
 //! | probe | bytes | probe | bytes |
 //! |---|---|---|---|
@@ -33,8 +33,8 @@
 //!
 //! # Why no two protocols can both say Yes
 //!
-//! UDP, where a row and a column meet: which bytes cannot be both. Where protocols leave an overlap, one of them is
-//! made narrower, at the price of one genuine datagram in 2⁴⁰ or fewer (marked *).
+//! UDP, where a row and a column meet: which bytes cannot be both. Where protocols leave an overlap, one of
+//! them is made narrower, at the price of one genuine datagram in 2⁴⁰ or fewer (marked *).
 //!
 //! | | first bytes | OpenVPN | WireGuard | QUIC | DTLS | STUN | DNS |
 //! |---|---|---|---|---|---|---|---|
@@ -44,8 +44,8 @@
 //! | DTLS | `16 fe fd` or `ff` | byte 0 | byte 0 | byte 0 | | | |
 //! | STUN | `00` or `02`, cookie at 4 | byte 0 | byte 0 | byte 0 | byte 0 | | |
 //! | DNS | any id; `00 01 00 00 00 00` at 4 | 4–9* | 4–9* | version: byte 4 is not `00` | byte 2 | cookie | |
-//! | IKE | any id; zeros at 8–15 | 9–15: number or HMAC* | 8–15* | 8–15* | byte 13 | 8–15* | root name of type 0 |
-//! | IKE at port 4500 | `00 00 00 00` | byte 0 | byte 0 | byte 0 | byte 0 | method 0 | root name of type 0 |
+//! | IKE | any id; zeros at 8–15 | 9–15: number or HMAC* | 8–15* | 8–15* | byte 13 | 8–15* | zeros: a query of 17 bytes |
+//! | IKE at port 4500 | `00 00 00 00` | byte 0 | byte 0 | byte 0 | byte 0 | a request of 20 bytes | 12–19: class 0 |
 //!
 //! TCP:
 //!
@@ -59,9 +59,9 @@
 //! | SSH, HTTP, PROXY 1 | words | no word begins with another |
 //! | silence | none | it is Yes of no bytes, the others never are |
 //!
-//! Forms of one protocol overlap where one includes another (`openvpn` the others, `tls` any condition), and there
-//! the order decides; tls-crypt and tls-auth with SHA256 have first packets of one length, and a table with both is
-//! refused.
+//! Forms of one protocol overlap where one includes another (`openvpn` the others, `tls` any condition), and
+//! there the order decides; tls-crypt and tls-auth with SHA256 have first packets of one length, and a table
+//! with both is refused.
 #![forbid(unsafe_code)]
 
 mod answer;

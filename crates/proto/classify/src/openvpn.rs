@@ -157,8 +157,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// Whether nothing that is there of a packet of `len` bytes speaks against this kind. The conditions marked
-    /// "apart" are those that keep other protocols out, see the crate's text.
+    /// Whether nothing that is there of a packet of `len` bytes speaks against this kind. The conditions
+    /// marked "apart" are those that keep other protocols out, see the crate's text.
     fn fits(self, packet: &[u8], len: usize) -> bool {
         let first = packet.first().is_none_or(|&byte| is_first_byte(byte, self == Self::TlsCryptV2));
         let session = may_be_random(packet, 1, 9);
@@ -184,8 +184,8 @@ impl Kind {
     }
 }
 
-/// Whether a replay id of 1 to 255 may stand at `at`: clients start counting with each attempt. `high` is what its
-/// highest byte may be.
+/// Whether a replay id of 1 to 255 may stand at `at`: clients start counting with each attempt. `high` is
+/// what its highest byte may be.
 fn small_number(packet: &[u8], at: usize, high: &[u8]) -> bool {
     packet.get(at).is_none_or(|byte| high.contains(byte))
         && may_be_zeros(packet, at + 1, at + 3)

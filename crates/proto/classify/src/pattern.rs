@@ -15,9 +15,9 @@ struct Masked {
 
 /// A first packet's length, bytes in it, or both; all must hold.
 ///
-/// A TCP length is that of the first record as it stands in the stream: a prefix of two bytes, which tells how many
-/// follow, and those. So the answer does not depend on how the stream was cut, and is Yes once all of the record
-/// has come.
+/// A TCP length is that of the first record as it stands in the stream: a prefix of two bytes, which tells
+/// how many follow, and those. So the answer does not depend on how the stream was cut, and is Yes once all
+/// of the record has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pattern {
     length: Option<(Transport, usize)>,
@@ -58,7 +58,8 @@ impl Pattern {
     /// A first record of `len` bytes, with its prefix.
     ///
     /// # Errors
-    /// [`PatternFault::Length`] when it is shorter than a prefix and a byte, or longer than what is looked at.
+    /// [`PatternFault::Length`] when it is shorter than a prefix and a byte, or longer than what is looked
+    /// at.
     pub fn tcp_length(len: usize) -> Result<Self, PatternFault> {
         if !(3..=LOOKS_AT).contains(&len) {
             return Err(PatternFault::Length(len));
@@ -74,8 +75,8 @@ impl Pattern {
         Self::default().with_bytes(offset, mask, value)
     }
 
-    /// The same, if also the bytes at `offset` are `value` where `mask` has bits. Offsets count from the flow's
-    /// first byte, over TCP that of the prefix.
+    /// The same, if also the bytes at `offset` are `value` where `mask` has bits. Offsets count from the
+    /// flow's first byte, over TCP that of the prefix.
     ///
     /// # Errors
     /// [`PatternFault`] when the bytes are not among those looked at, or nothing could match.
@@ -95,7 +96,8 @@ impl Pattern {
         Ok(self)
     }
 
-    /// The same, if also the packet's first byte is `byte`: with a TCP length that is the one after the prefix.
+    /// The same, if also the packet's first byte is `byte`: with a TCP length that is the one after the
+    /// prefix.
     ///
     /// # Errors
     /// None that could occur here; for use in a chain.

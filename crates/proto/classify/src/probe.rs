@@ -160,8 +160,8 @@ impl fmt::Display for Evidence {
 pub(crate) type Precedence = (u8, usize);
 
 impl Probe {
-    /// What this probe says of the bytes there are: of a datagram, all of it; of a connection, all that has come.
-    /// `silent`: nothing more will come.
+    /// What this probe says of the bytes there are: of a datagram, all of it; of a connection, all that has
+    /// come. `silent`: nothing more will come.
     #[must_use]
     pub fn answer(&self, transport: Transport, bytes: &[u8], silent: bool) -> Answer {
         match self.evidence(transport, bytes, silent) {

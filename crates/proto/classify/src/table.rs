@@ -55,7 +55,8 @@ impl<T> Rule<T> {
 pub enum TableFault {
     /// Two rules ask the same of the same flows.
     #[error(
-        "\"{first}\" and \"{second}\" both take \"{probe}\" on the same ports: keep one, or give them different ports"
+        "\"{first}\" and \"{second}\" both take \"{probe}\" on the same ports: keep one, or give them different \
+         ports"
     )]
     Same {
         /// Name of a rule.
@@ -77,9 +78,9 @@ pub enum TableFault {
     },
     /// tls-crypt and tls-auth without keys.
     #[error(
-        "\"{first}\" and \"{second}\" cannot be told apart: first packets of tls-crypt and of tls-auth with SHA256 \
-         both have 54 bytes; give one of them its key, or write the digest if it is another (\"openvpn tls-auth \
-         auth=SHA512\")"
+        "\"{first}\" and \"{second}\" cannot be told apart: first packets of tls-crypt and of tls-auth \
+         with SHA256 both have 54 bytes; give one of them its key, or write the digest if it is another \
+         (\"openvpn tls-auth auth=SHA512\")"
     )]
     LookAlike {
         /// Name of a rule.
@@ -128,8 +129,8 @@ pub struct Counts {
     pub unknown: u64,
 }
 
-/// The rules of a gateway. Shared by threads; replaced whole when the configuration changes. See the crate's text
-/// for the order in which rules are asked.
+/// The rules of a gateway. Shared by threads; replaced whole when the configuration changes. See the crate's
+/// text for the order in which rules are asked.
 #[derive(Debug)]
 pub struct Table<T> {
     rules: Vec<Rule<T>>,
@@ -166,11 +167,13 @@ impl<T> Table<T> {
         })
     }
 
-    /// Judges a flow by its beginning: the first datagram, or all that has come of a connection (of which no more
-    /// than [`LOOKS_AT`] bytes are looked at). `port` is the one the client dialled. `silent`: no more bytes will
-    /// come, because the time for inspection is over or the client has ended its side; then the verdict is final.
+    /// Judges a flow by its beginning: the first datagram, or all that has come of a connection (of which no
+    /// more than [`LOOKS_AT`] bytes are looked at). `port` is the one the client dialled. `silent`: no more
+    /// bytes will come, because the time for inspection is over or the client has ended its side; then the
+    /// verdict is final.
     ///
-    /// The verdict does not depend on how a connection's bytes were cut, and strangers make nothing be allocated.
+    /// The verdict does not depend on how a connection's bytes were cut, and strangers make nothing be
+    /// allocated.
     pub fn judge(&self, transport: Transport, bytes: &[u8], port: u16, silent: bool) -> Verdict<'_, T> {
         let (order, bytes, last) = match transport {
             Transport::Udp => (&self.udp, bytes, true),

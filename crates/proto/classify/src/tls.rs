@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::answer::Answer;
 
-/// The most bytes of a TCP beginning that are looked at. Today's largest hellos, with post-quantum key shares, have
-/// about two thousand.
+/// The most bytes of a TCP beginning that are looked at. Today's largest hellos, with post-quantum key
+/// shares, have about two thousand.
 pub(crate) const LOOKS_AT: usize = 3072;
 
 const MAX_RECORD: usize = 16_384;

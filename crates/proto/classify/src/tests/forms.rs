@@ -156,6 +156,44 @@ fn a_query_for_a_name_whose_id_looks_like_an_opcode_stays_a_query() {
     assert_eq!(udp("openvpn", &query), Answer::No);
 }
 
+/// Zeros, with bytes put in at their places.
+fn made(len: usize, parts: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    for (at, part) in parts {
+        bytes[*at..at + part.len()].copy_from_slice(part);
+    }
+    bytes
+}
+
+#[test]
+fn what_fits_two_protocols_but_for_the_conditions_between_them_is_one_of_them() {
+    // A message of IKE from its 17th byte on; what is before has zeros in bytes 8 to 15.
+    let ike = |len: u16| [&[33, 0x20, 34, 8][..], &[0; 6], &len.to_be_bytes()].concat();
+    let cases = [
+        ("ike", made(54, &[(0, &[0x38, 1, 2, 3]), (16, &ike(54)), (44, &[1])])),
+        ("ike", made(148, &[(0, &[1, 0, 0, 0, 9]), (16, &ike(148))])),
+        ("ike", made(1200, &[(0, &[0xc3, 0, 0, 0, 1, 8, 9, 9]), (16, &ike(1200))])),
+        ("ike", made(148, &[(0, &[0, 1, 0, 128, 0x21, 0x12, 0xa4, 0x42]), (16, &ike(148))])),
+        ("dns", made(148, &[(0, &[1]), (5, &[1]), (12, &[63]), (76, &[63]), (140, &[2]), (145, &[1, 0, 1])])),
+    ];
+    for (name, bytes) in cases {
+        for probe in protocols() {
+            let expected = Answer::whether(probe.to_string() == name);
+            assert_eq!(answer(&probe, Transport::Udp, &bytes), expected, "{probe}: {bytes:02x?}");
+        }
+        // Each fits the other protocol as well once the zeros, or the counts, are gone.
+        let mut other = bytes;
+        other[8..16].fill(if name == "dns" { 0xee } else { 5 });
+        other[14] = 0;
+        let yes =
+            protocols().iter().filter(|probe| answer(probe, Transport::Udp, &other) == Answer::Yes).count();
+        assert_eq!(yes, 1, "{other:02x?}");
+        assert_eq!(udp(name, &other), Answer::No);
+    }
+    let unused = made(20, &[(4, &[0x21, 0x12, 0xa4, 0x42, 1])]);
+    assert_eq!(udp("stun", &unused), Answer::No, "method 0");
+}
+
 #[test]
 fn conditions_of_tls_hold_for_the_names_and_protocols_that_are_asked_for() {
     let hello = genuine("stream-tls-openssl");

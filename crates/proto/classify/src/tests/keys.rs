@@ -36,6 +36,9 @@ fn no_client_reaches_another_identity() {
 #[test]
 fn a_stream_reaches_the_same_identity_as_a_datagram() {
     let table = table();
+    for other in [&b"\x06"[..], b"\0\x35", b"\0\x36\x39", b"\x01\x61\x38", b"\x04\x37"] {
+        assert!(matches!(table.judge(Transport::Tcp, other, 1, false), Verdict::Unknown), "{other:02x?}");
+    }
     let mut rng = TestRng::new(2);
     let mut packet = Vec::new();
     for (own, identity) in keyed().iter().enumerate() {

@@ -20,12 +20,18 @@ pub(crate) type Genuine = (&'static str, Transport, &'static [&'static str], &'s
 
 macro_rules! corpus {
     ($($transport:ident $name:literal $probes:expr,)*) => {
-        &[$(($name, Transport::$transport, &$probes, include_bytes!(concat!("../../../../../fuzz/seeds/", $name)))),*]
+        &[$((
+            $name,
+            Transport::$transport,
+            &$probes,
+            include_bytes!(concat!("../../../../../fuzz/seeds/", $name)),
+        )),*]
     };
 }
 
-/// OpenVPN, TLS, DTLS, SSH, HTTP, SOCKS, PROXY 1 and DNS were recorded from stock programs (OpenVPN 2.6, OpenSSL 3.0,
-/// OpenSSH 9.2, curl 7.88, glibc); the others made by an independent program after their specifications.
+/// OpenVPN, TLS, DTLS, SSH, HTTP, SOCKS, PROXY 1 and DNS were recorded from stock programs (OpenVPN 2.6,
+/// OpenSSL 3.0, OpenSSH 9.2, curl 7.88, glibc); the others made by an independent program after their
+/// specifications.
 pub(crate) const CORPUS: &[Genuine] = corpus![
     Udp "datagram-openvpn-none" ["openvpn", "openvpn none"],
     Udp "datagram-openvpn-auth-sha1" ["openvpn", "openvpn tls-auth", "openvpn tls-auth auth=SHA1"],
@@ -49,7 +55,12 @@ pub(crate) const CORPUS: &[Genuine] = corpus![
     Tcp "stream-openvpn-auth-sha512-both" ["openvpn", "openvpn tls-auth", "openvpn tls-auth auth=SHA512"],
     Tcp "stream-openvpn-crypt" ["openvpn", "openvpn tls-crypt"],
     Tcp "stream-openvpn-crypt-v2" ["openvpn", "openvpn tls-crypt-v2"],
-    Tcp "stream-tls-openssl" ["tls", "tls sni=vpn.example.com", "tls sni=*.example.com alpn=h2", "tls alpn=http/1.1"],
+    Tcp "stream-tls-openssl" [
+        "tls",
+        "tls sni=vpn.example.com",
+        "tls sni=*.example.com alpn=h2",
+        "tls alpn=http/1.1",
+    ],
     Tcp "stream-tls-small-records" ["tls", "tls sni=vpn.example.com"],
     Tcp "stream-tls-bare" ["tls"],
     Tcp "stream-tls-curl" ["tls", "tls sni=www.example.org alpn=h2"],

@@ -81,7 +81,9 @@ fn words_that_say_nothing_are_refused() {
 
 proptest! {
     #[test]
-    fn any_text_is_a_probe_or_a_clear_fault(text in "(openvpn|tls|ssh|.{0,9})( (tls-auth|sni=|alpn=|auth=|.{0,9})[a-zA-Z0-9.*-]{0,9}){0,3}") {
+    fn any_text_is_a_probe_or_a_clear_fault(
+        text in "(openvpn|tls|ssh|.{0,9})( (tls-auth|sni=|alpn=|auth=|.{0,9})[a-zA-Z0-9.*-]{0,9}){0,3}"
+    ) {
         match text.parse::<Probe>() {
             Ok(probe) => {
                 let written = probe.to_string();

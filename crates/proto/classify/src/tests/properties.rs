@@ -21,7 +21,8 @@ fn is_unambiguous(transport: Transport, bytes: &[u8]) -> bool {
     yes.is_empty() || (yes.len() == 1 && !more)
 }
 
-/// Parts of one genuine beginning put into another, at the same places: what two forms have in common would show.
+/// Parts of one genuine beginning put into another, at the same places: what two forms have in common would
+/// show.
 fn crossed(rng: &mut TestRng) -> (Transport, Vec<u8>) {
     let mut below = |n: usize| (rng.next_u64() % n.max(1) as u64) as usize;
     let (_, transport, _, mut one) = CORPUS[below(CORPUS.len())];

@@ -193,7 +193,8 @@ fn what_is_shared_by_threads_can_be() {
 
 #[test]
 fn the_setup_of_a_provider_with_four_kinds_of_clients_needs_no_key() {
-    // RSA with tls-auth and SHA512 and ECC with tls-crypt on every port, other kinds of the latter on two ports.
+    // RSA with tls-auth and SHA512 and ECC with tls-crypt on every port, other kinds of the latter on two
+    // ports.
     let mut rules = vec![rule("openvpn tls-auth auth=SHA512")];
     for (name, ports) in [("ecc", None), ("ed25519", Some("5061")), ("ed448", Some("5062"))] {
         let ports = ports.map(|ports| ports.parse().unwrap());

@@ -54,7 +54,8 @@ impl WrapKeys {
         Some((head, number.map(PacketNumber::parse)))
     }
 
-    /// Equal for two keys of one kind of protection when both verify the same packets; tells nothing else of them.
+    /// Equal for two keys of one kind of protection when both verify the same packets; tells nothing else of
+    /// them.
     #[must_use]
     pub fn fingerprint(&self) -> Option<[u8; 16]> {
         match &self.inner {
