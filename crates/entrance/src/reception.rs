@@ -79,7 +79,8 @@ pub enum Event {
     },
     /// It answers again.
     Up(Arc<Backend>),
-    /// The process or the machine has no descriptor or memory left: accepting pauses for a moment, again and again.
+    /// The process or the machine has no descriptor or memory left: accepting pauses, and is
+    /// tried ten times a second. Told once until a connection is accepted.
     Exhausted(String),
     /// A UDP flow could not be opened: no descriptor is left, or whoever has the port does not share it.
     NoFlow(String),

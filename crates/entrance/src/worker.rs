@@ -91,6 +91,8 @@ pub(crate) struct Worker<C: Classify> {
     listeners: Vec<Listening>,
     /// When accepting is to go on.
     paused: Option<u64>,
+    /// Nothing has been accepted since the first pause in a row, which was told.
+    exhausted: bool,
     places: Vec<Place>,
     free: Vec<u32>,
     deadlines: Deadlines,
@@ -122,6 +124,7 @@ impl<C: Classify> Worker<C> {
             tools,
             listeners: Vec::new(),
             paused: None,
+            exhausted: false,
             places: Vec::new(),
             free: Vec::new(),
             deadlines: Deadlines::default(),
@@ -204,7 +207,10 @@ impl<C: Classify> Worker<C> {
             let Some(listening) = self.listeners.get(at) else { return };
             let (number, inspect) = (listening.number, listening.inspect);
             match tcp::accept(&listening.listener) {
-                Ok((stream, remote)) => self.receive(stream, remote, number, inspect),
+                Ok((stream, remote)) => {
+                    self.exhausted = false;
+                    self.receive(stream, remote, number, inspect);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.pause(&error),
             }
@@ -218,7 +224,9 @@ impl<C: Classify> Worker<C> {
         }
         self.paused = Some(self.now + PAUSE);
         self.shared.common.counters.paused.raise();
-        (self.shared.events)(Event::Exhausted(error.to_string()));
+        if !std::mem::replace(&mut self.exhausted, true) {
+            (self.shared.events)(Event::Exhausted(error.to_string()));
+        }
     }
 
     /// Looks at a new connection at once: most clients have sent something by now, and need no more than that.
