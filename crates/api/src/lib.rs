@@ -20,7 +20,7 @@ pub use entrances::PortReleased;
 pub use identities::{AddIdentity, CaStatus, Identity, IdentityList};
 pub use problem::{PROBLEM_TYPE, Problem};
 pub use sessions::{Session, SessionClosed, SessionList, Transport};
-pub use status::{ReloadReport, Status};
+pub use status::{ReloadReport, ServiceStatus, Status};
 pub use users::{AddUser, User, UserCut, UserList, UserState};
 
 /// A moment, to the millisecond, written as RFC 3339 in UTC.

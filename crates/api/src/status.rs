@@ -35,6 +35,33 @@ pub struct Status {
     pub sessions_started: u64,
     /// Logins refused since the start.
     pub logins_refused: u64,
+    /// Foreign back ends, in the configuration's order.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// How a foreign back end is. Counts are since the start, or since it was configured otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub to: String,
+    /// It answers, as far as the last client knows.
+    pub up: bool,
+    /// Why it does not.
+    pub error: Option<String>,
+    /// Connections and flows it has now.
+    pub open: u64,
+    /// Those that reached it.
+    pub connected: u64,
+    /// Those that did not.
+    pub failed: u64,
+    /// Those that were refused at once because it had just failed.
+    pub refused: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients.
+    pub bytes_out: u64,
 }
 
 /// What a reload does, or would do.

@@ -136,6 +136,7 @@ impl Client {
             tun,
             sockets: network.sockets()?,
             gate: None,
+            foreign: None,
             mtu: MAX_MTU,
             max_half_open: 0,
             events: Box::new(move |event| events.try_send(Message::Engine(event)).is_ok()),

@@ -158,6 +158,8 @@ pub struct Parts {
     pub sockets: Vec<UdpSocket>,
     /// Judges first packets; without it they are dropped.
     pub gate: Option<Arc<Gate>>,
+    /// Takes what is no client's of this process; without it such datagrams are dropped.
+    pub foreign: Option<Arc<dyn Foreign>>,
     /// MTU of the tun interface.
     pub mtu: u16,
     /// Handshakes under way at most; more first packets are dropped.
@@ -198,6 +200,12 @@ impl From<io::Error> for StartFault {
     fn from(error: io::Error) -> Self {
         Self(error)
     }
+}
+
+/// Whoever gets datagrams that belong to nobody here.
+pub trait Foreign: std::fmt::Debug + Send + Sync {
+    /// Takes a datagram that `remote` has sent to `dialled`; false when nobody wants it. Must not wait.
+    fn take(&self, datagram: &[u8], remote: SocketAddr, dialled: SocketAddr) -> bool;
 }
 
 /// Commands that may wait; a shard takes them between batches, so they rarely do.

@@ -20,6 +20,6 @@ mod shard;
 mod stream;
 mod table;
 
-pub use command::{Command, Engine, Event, Handle, Parts, Path, StartFault, start};
+pub use command::{Command, Engine, Event, Foreign, Handle, Parts, Path, StartFault, start};
 pub use driver::{Clocks, Driver, OsEntropy};
 pub use session::{Counters, Session, Snapshot, Sources};

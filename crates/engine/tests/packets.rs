@@ -79,6 +79,7 @@ impl Rig {
             tun,
             sockets: vec![carrier],
             gate: None,
+            foreign: None,
             mtu: 1500,
             max_half_open: 10,
             events: Box::new(move |event| sink.send(event).is_ok()),

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::config::{Config, Loaded};
 use crate::port_plan::{Present, decide};
+use crate::switch;
 
 /// Checks a configuration file against itself and this machine. Changes nothing.
 #[must_use]
@@ -36,6 +37,9 @@ pub fn check(path: &Path) -> CheckReport {
     for message in config.unsupported() {
         let hint = "its ports are checked, and `adit up` refuses to start with it";
         problems.push(problem("unsupported", message, hint));
+    }
+    if let Err(message) = switch::rules(config, &loaded.directory(), &[], &[]) {
+        problems.push(problem("service", message, "see [[service]] in docs/configuration.md"));
     }
     problems.extend(local_conflicts(config));
     if config.identity.is_empty() {

@@ -53,7 +53,8 @@ pub(crate) fn open(
     others: &Others,
     plumbing: &mut dyn Plumbing,
 ) -> Result<Opened, PlumbingFault> {
-    let udp = udp_options(&config.tunnel);
+    // Flows of foreign back ends get sockets of their own on the dialled ports.
+    let udp = UdpOptions { reuse_address: !config.service.is_empty(), ..udp_options(&config.tunnel) };
     let listen = ListenOptions::default();
     let mut opened = Opened::default();
     for (entrance, left) in config.entrance.iter().zip(&left.entrance) {

@@ -33,6 +33,9 @@ pub enum IdentityFault {
     /// Two identities have one control channel key.
     #[error("identities {0} and {1} have the same control channel key: nothing tells their clients apart")]
     SameWrap(String, String),
+    /// Foreign back ends.
+    #[error("{0}")]
+    Services(String),
 }
 
 /// Loads all identities of a configuration, making what is missing.
@@ -123,6 +126,11 @@ impl Numbering {
             GateOptions { old_clients: if tunnel.old_clients { 64 } else { 0 }, ..GateOptions::default() };
         Ok((Gate::new(wraps, &self.secret, options), plans))
     }
+}
+
+/// Each identity's name, and how its control packets are protected.
+pub(crate) fn wraps(identities: &[IdentityKeys]) -> Vec<(String, IdentityWrap)> {
+    identities.iter().map(|keys| (keys.config.name.clone(), identity_wrap(keys))).collect()
 }
 
 /// A TLS source for each identity. Identities without a wrap are reached by the same packets, so each of them

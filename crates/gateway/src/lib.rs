@@ -1,7 +1,6 @@
 //! The gateway: configuration, people, keys, sessions, and the wiring of all of them.
 #![forbid(unsafe_code)]
 
-mod accept;
 pub mod admin;
 mod alarm;
 pub mod check;
@@ -18,4 +17,5 @@ mod machine_state;
 mod port_plan;
 mod push;
 mod sites;
+mod switch;
 pub mod up;

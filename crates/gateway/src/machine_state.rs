@@ -49,6 +49,10 @@ pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefix
     }
     // Always there: while a device is away, packets for its networks end here and do not leave.
     state.routes.extend(prefixes.iter().map(|prefix| Route::by_interface(*prefix, interface)));
+    let back = crate::switch::host_state(config);
+    state.routes.extend(back.routes);
+    state.rules.extend(back.rules);
+    state.tables.extend(back.tables);
     state.tables.push(NftTable {
         family: Family::Inet,
         name: TABLE.to_owned(),

@@ -9,6 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use adit_engine::{Engine, StartFault};
+use adit_entrance::{DatagramOptions, DatagramRelays, Event, Events, Options, Reception, Unknown};
 use adit_host::lock::{LockFault, LockFile};
 use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_conflicts};
 use adit_host::privilege::PrivilegeFault;
@@ -19,10 +20,9 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::accept::Reception;
 use crate::admin::{Admin, AdminFault, DATABASE, Live};
 use crate::alarm::Alarms;
-use crate::config::{Config, ConfigFault, Loaded};
+use crate::config::{Config, ConfigFault, Loaded, UnknownAnswer};
 use crate::control::{self, Control, Message};
 use crate::desk::Desk;
 use crate::entrances::{self, Opened, Others};
@@ -31,6 +31,7 @@ use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::{self, Arranged, Machine};
 use crate::port_plan::{Decision, Present, decide};
 use crate::sites::Sites;
+use crate::switch::{self, Connections, Switch};
 use crate::{clock, http, identities};
 
 /// Messages that may wait for the control thread.
@@ -90,6 +91,9 @@ pub enum UpFault {
         /// What the system says.
         error: std::io::Error,
     },
+    /// Foreign back ends.
+    #[error("{0}")]
+    Services(String),
     /// Nothing to answer with.
     #[error("the configuration has no {0}: nobody could connect")]
     Missing(&'static str),
@@ -159,6 +163,8 @@ impl Gateway {
         let identities = identities::load(&keyring, &config, clock::unix())?;
         let numbering = Numbering::new();
         let (gate, plans) = numbering.plan(&keyring, &identities, &config.tunnel)?;
+        let rules = switch::rules(&config, &loaded.directory(), &identities::wraps(&identities), &[])
+            .map_err(UpFault::Services)?;
         let store = open_store(&state, &config)?;
         let sites = Sites::default();
         sites.refresh(&store)?;
@@ -187,12 +193,16 @@ impl Gateway {
         let (inbox, messages) = sync_channel(INBOX);
         let control = Control::new(inbox);
         let gate = Arc::new(gate);
+        let shared_gate = SharedGate::new(Arc::clone(&gate));
+        let relays = DatagramRelays::start(DatagramOptions::default(), relay_events(&alarms))?;
+        let switch = Switch::new(rules, shared_gate.clone(), control.clone(), relays);
         let offer = control.clone();
         let alarm = alarms.alarm("the packet loop");
         let engine = Arc::new(adit_engine::start(adit_engine::Parts {
             tun,
             sockets: udp,
-            gate: Some(Arc::clone(&gate)),
+            gate: Some(gate),
+            foreign: Some(Arc::clone(&switch) as _),
             mtu: config.tunnel.mtu,
             max_half_open: config.tunnel.max_handshakes,
             events: Box::new(move |event| offer.offer(Message::Engine(event))),
@@ -216,7 +226,12 @@ impl Gateway {
         })?;
 
         let socket = loaded.socket();
-        let shared_gate = SharedGate::new(gate);
+        switch.count_in(engine.drops());
+        let reception = Reception::start(
+            reception_options(&config),
+            Connections(Arc::clone(&switch)),
+            relay_events(&alarms),
+        )?;
         let api = {
             let _guard = runtime.enter();
             listen_api(&socket)?
@@ -226,12 +241,11 @@ impl Gateway {
             desk: desk.questions(),
             engine: Arc::clone(&engine),
             machine: Machine::new(plumbing, arranged),
-            gate: shared_gate.clone(),
+            gate: shared_gate,
+            switch,
             numbering,
             since: clock::now(),
         };
-        let reception =
-            Reception::new(shared_gate, control.clone(), Arc::clone(&engine), config.unknown.answer);
         let admin = Arc::new(Admin::with(loaded, store, keyring, sites, Some(live))?);
         let gateway = Self {
             admin,
@@ -253,8 +267,8 @@ impl Gateway {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let listeners = std::mem::take(&mut *lock(&self.listeners));
-        for (listener, inspect) in listeners {
-            self.reception.listen(listener, inspect)?;
+        for (number, (listener, inspect)) in listeners.into_iter().enumerate() {
+            self.reception.listen(listener, number, inspect)?;
         }
         let router = http::router(Arc::clone(&self.admin));
         let api = serve_api(&self.api, router);
@@ -366,6 +380,34 @@ fn open_store(state: &Path, config: &Config) -> Result<Store, UpFault> {
     }
     store.set_pools(config.tunnel.pools().map_err(AdminFault::BadPools)?)?;
     Ok(store)
+}
+
+fn reception_options(config: &Config) -> Options {
+    let unknown = match &config.unknown.answer {
+        UnknownAnswer::Close => Unknown::Close,
+        // A decoy is a back end like any other; without it there is silence.
+        UnknownAnswer::Silence | UnknownAnswer::Service(_) => Unknown::Silence,
+    };
+    let trusted_proxies = config.entrance.iter().flat_map(|entrance| entrance.proxies.clone()).collect();
+    Options { unknown, trusted_proxies, ..Options::default() }
+}
+
+/// What is said of back ends, and of threads that end.
+fn relay_events(alarms: &Alarms) -> Events {
+    let alarm = std::sync::Mutex::new(Some(alarms.alarm("the reception")));
+    Arc::new(move |event| match event {
+        Event::Down { backend, error } => {
+            let options = backend.options();
+            tracing::warn!(service = options.name, to = %options.address, error, "does not answer; tried again with the next client");
+        }
+        Event::Up(backend) => tracing::info!(service = backend.options().name, "answers again"),
+        Event::Exhausted(error) => tracing::warn!(error, "cannot accept connections for the moment"),
+        Event::NoFlow(error) => tracing::warn!(error, "cannot relay a flow"),
+        Event::Ended => {
+            // It rings as it goes.
+            drop(lock(&alarm).take());
+        }
+    })
 }
 
 fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {

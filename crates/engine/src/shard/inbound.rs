@@ -64,10 +64,25 @@ impl Shard {
                 Some(_) => self.control(buf.get(..len).unwrap_or_default(), from),
                 None => Err(DropReason::Malformed),
             };
+            let result = match result {
+                Err(
+                    reason @ (DropReason::Malformed | DropReason::UnknownPeer | DropReason::NoKeyVerified),
+                ) => self.offer(datagram.buffer().get(segment).unwrap_or_default(), from, reason),
+                result => result,
+            };
             if let Err(reason) = result {
                 self.drops.count(reason);
             }
         }
+    }
+
+    /// Offers a datagram that is nobody's here to others. Whoever sends too many is not looked at.
+    fn offer(&self, datagram: &[u8], from: Origin, reason: DropReason) -> Result<(), DropReason> {
+        let (Some(foreign), Some(gate)) = (&self.foreign, &self.gate) else { return Err(reason) };
+        if !gate.may_ask(from.remote.ip(), self.now / 1000) {
+            return Err(DropReason::SourceBudget);
+        }
+        if foreign.take(datagram, from.remote, from.local) { Ok(()) } else { Err(reason) }
     }
 
     fn data_v2(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<(), DropReason> {

@@ -22,7 +22,7 @@ use rustc_hash::FxHashMap;
 use crate::command::{Command, Parts, Shared};
 use crate::stream::{Connection, Spare};
 use crate::table::Table;
-use crate::{Event, Handle};
+use crate::{Event, Foreign, Handle};
 
 /// Datagrams per system call.
 const BATCH: usize = 64;
@@ -45,6 +45,7 @@ pub(crate) struct Shard {
     /// What is to leave through each of them.
     outgoing: Vec<SendBatch>,
     gate: Option<Arc<Gate>>,
+    foreign: Option<Arc<dyn Foreign>>,
     table: Table,
     connections: FxHashMap<Handle, Connection>,
     spare: Spare,
@@ -87,6 +88,7 @@ impl Shard {
             outgoing: sockets.iter().map(|_| SendBatch::new(BATCH, outgoing)).collect(),
             sockets,
             gate: parts.gate,
+            foreign: parts.foreign,
             table: Table::default(),
             connections: FxHashMap::default(),
             spare: Spare::default(),

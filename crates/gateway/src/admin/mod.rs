@@ -32,6 +32,7 @@ use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::Machine;
 use crate::sites::Sites;
+use crate::switch::{self, Switch};
 
 /// Name of the database in the state directory.
 pub(crate) const DATABASE: &str = "adit.db";
@@ -61,6 +62,7 @@ pub(crate) struct Live {
     pub(crate) engine: Arc<Engine>,
     pub(crate) machine: Machine,
     pub(crate) gate: SharedGate,
+    pub(crate) switch: Arc<Switch>,
     pub(crate) numbering: Numbering,
     pub(crate) since: adit_store::Timestamp,
 }
@@ -174,7 +176,12 @@ impl Admin {
         let Some(live) = &self.live else { return Ok(()) };
         let (gate, plans): (_, HashMap<IdentityId, IdentityPlan>) =
             live.numbering.plan(&self.keyring, &identities, &loaded.config.tunnel)?;
+        let wraps = crate::identities::wraps(&identities);
+        let old = live.switch.rules();
+        let rules = switch::rules(&loaded.config, &loaded.directory(), &wraps, old.backends())
+            .map_err(IdentityFault::Services)?;
         let gate = Arc::new(gate);
+        live.switch.set(rules);
         live.control.tell(Message::Identities(plans));
         live.gate.set(Arc::clone(&gate));
         live.engine.tell(Command::Gate(Some(gate)));

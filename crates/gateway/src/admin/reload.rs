@@ -7,7 +7,7 @@ use adit_api::{Problem, ReloadReport};
 use adit_openvpn::machine::Farewell;
 
 use super::{Admin, internal, invalid};
-use crate::config::{Config, Loaded, TunnelConfig};
+use crate::config::{Config, Loaded, TunnelConfig, UnknownAnswer};
 use crate::control::{Message, Which};
 use crate::desk::Ask;
 use crate::entrances;
@@ -97,7 +97,9 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.host != new.host, "[host]");
     fixed(old.nat != new.nat, "[nat]");
     fixed(old.forward != new.forward, "[forward]");
-    fixed(old.unknown != new.unknown, "[unknown]");
+    let closes = |config: &Config| config.unknown.answer == UnknownAnswer::Close;
+    fixed(closes(old) != closes(new), "[unknown]");
+    fixed(old.service.is_empty() != new.service.is_empty(), "the first or the last [[service]]");
     fixed(old.store != new.store, "[store]");
     fixed(old.api != new.api, "[api]");
     let (before, after) = (&old.tunnel, &new.tunnel);
@@ -110,6 +112,9 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(before.max_handshakes != after.max_handshakes, "[tunnel] max_handshakes");
     if old.entrance != new.entrance && entrances::can_follow(old, new) {
         difference.live.push("[[entrance]]: captured ports".into());
+    }
+    if (&old.service, &old.unknown) != (&new.service, &new.unknown) {
+        difference.live.push("[[service]]: for new connections".into());
     }
     if old.public != new.public {
         difference.live.push(format!("public: {:?}, in new profiles", new.public));

@@ -53,6 +53,7 @@ impl Admin {
             tx_rate: totals.tx_rate,
             drops: live.engine.drops().iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             sessions_started: totals.started,
+            services: live.switch.rules().status(),
             logins_refused: totals.refused,
         })
     }

@@ -3,6 +3,7 @@
 mod duration;
 mod model;
 mod ports;
+mod services;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ pub use model::{
     UnknownAnswer, WrapKind,
 };
 pub use ports::{Block, ForwardConfig, HostConfig, NatConfig};
+pub use services::{BytesConfig, MatchConfig, PatternConfig, ProxyConfig, ServiceConfig};
 pub use template::{InitOptions, render};
 
 /// Why a configuration cannot be used.
@@ -88,9 +90,15 @@ impl Loaded {
         self.beside(&self.config.api.socket)
     }
 
+    /// Where relative paths of the file begin.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.path.parent().map_or_else(PathBuf::new, Path::to_owned)
+    }
+
     /// A path of the file, seen from where the file is.
     fn beside(&self, path: &Path) -> PathBuf {
-        self.path.parent().map_or_else(|| path.to_owned(), |dir| dir.join(path))
+        self.directory().join(path)
     }
 }
 

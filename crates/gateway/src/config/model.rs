@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::duration;
 use super::ports::{ForwardConfig, HostConfig, NatConfig};
+use super::services::ServiceConfig;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -53,9 +54,9 @@ pub struct Config {
     /// The machine's own ports.
     #[serde(default)]
     pub host: HostConfig,
-    /// Services behind the entrances.
+    /// Foreign back ends behind the entrances.
     #[serde(default)]
-    service: Vec<toml::Table>,
+    pub service: Vec<ServiceConfig>,
     /// Traceable source NAT.
     #[serde(default)]
     pub nat: Option<NatConfig>,
@@ -189,6 +190,9 @@ pub struct EntranceConfig {
     /// Ports that are left to others.
     #[serde(default, deserialize_with = "ports")]
     pub except: PortSet,
+    /// Networks whose PROXY headers are believed.
+    #[serde(default)]
+    pub proxies: Vec<IpNet>,
     /// How long a TCP client may take for its first packet.
     #[serde(default = "default_inspect", deserialize_with = "duration::deserialize")]
     pub inspect: Duration,
@@ -225,14 +229,26 @@ pub struct UnknownConfig {
 }
 
 /// What becomes of a TCP connection whose first packet nothing recognises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "String")]
 pub enum UnknownAnswer {
     /// It is read and never answered, until its time is up.
     #[default]
     Silence,
     /// It is closed.
     Close,
+    /// The service with this name gets it.
+    Service(String),
+}
+
+impl From<String> for UnknownAnswer {
+    fn from(word: String) -> Self {
+        match word.as_str() {
+            "silence" => Self::Silence,
+            "close" => Self::Close,
+            _ => Self::Service(word),
+        }
+    }
 }
 
 /// Which traffic goes through the tunnel.
@@ -375,9 +391,6 @@ impl Default for ApiConfig {
 impl Config {
     /// What serde cannot see: values that do not fit each other.
     pub(super) fn validate(&self) -> Result<(), String> {
-        if !self.service.is_empty() {
-            return Err(unsupported("[[service]]"));
-        }
         if self.store.url != "sqlite" {
             return Err(format!(
                 "[store] url = \"{}\": this version of adit knows only \"sqlite\"",
@@ -392,6 +405,7 @@ impl Config {
         }
         self.validate_tunnel()?;
         self.validate_identities()?;
+        self.validate_services()?;
         self.validate_ports()
     }
 
@@ -431,6 +445,23 @@ impl Config {
             return Err(format!("[tunnel] search: \"{domain}\" is not a domain name"));
         }
         Ok(())
+    }
+
+    fn validate_services(&self) -> Result<(), String> {
+        for (index, service) in self.service.iter().enumerate() {
+            service.validate()?;
+            if self.service.iter().take(index).any(|other| other.name == service.name) {
+                return Err(format!("there are two services named {}", service.name));
+            }
+        }
+        match &self.unknown.answer {
+            UnknownAnswer::Service(name) if self.service.iter().all(|service| service.name != *name) => {
+                Err(format!(
+                    "[unknown] answer = \"{name}\": \"silence\", \"close\", or the name of a [[service]]"
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_identities(&self) -> Result<(), String> {

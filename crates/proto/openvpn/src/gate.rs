@@ -141,7 +141,7 @@ impl Gate {
         else {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
-        if !self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(from.ip(), now.steady) {
+        if !self.may_ask(from.ip(), now.steady) {
             return Verdict::Drop(DropReason::SourceBudget);
         }
         let ends = Ends { from, to };
@@ -176,6 +176,12 @@ impl Gate {
             },
             _ => Verdict::Drop(DropReason::NoKeyVerified),
         }
+    }
+
+    /// Whether somebody with this address may have a first packet looked at, at this second of a steady clock; it
+    /// counts as one.
+    pub fn may_ask(&self, from: IpAddr, steady: u64) -> bool {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(from, steady)
     }
 
     /// Gives an answer back to the ration of unkeyed ones: its handshake was completed.
