@@ -195,7 +195,6 @@ mod tests {
             Answer::No
         );
         assert_eq!(says("match = { bytes = [{ offset = 1, value = \"0707\" }] }"), Answer::Yes);
-        assert_eq!(says("match = \"openvpn tls-auth auth=SHA512\""), Answer::Yes);
         assert_eq!(says("port = \"5061\""), Answer::Yes);
     }
 
