@@ -275,6 +275,16 @@ impl Context<'_> {
                 "since the start: {} sessions, {} logins refused\n",
                 status.sessions_started, status.logins_refused
             );
+            for service in &status.services {
+                let state = match &service.error {
+                    None => "up".to_owned(),
+                    Some(error) => format!("down: {error}"),
+                };
+                text += &format!(
+                    "service  {} at {}: {state}; {} open, {} so far, {} failed\n",
+                    service.name, service.to, service.open, service.connected, service.failed
+                );
+            }
             for (reason, count) in &status.drops {
                 text += &format!("dropped  {count:>10}  {reason}\n");
             }

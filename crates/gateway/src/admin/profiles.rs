@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::{Admin, internal, invalid, not_found};
 use crate::clock;
 use crate::config::{Config, IdentityConfig, Routes, WrapKind};
+use crate::entrances::{self, Others};
 use crate::keyring::WrapKey;
 
 /// What carries the tunnel.
@@ -94,8 +95,9 @@ impl Admin {
         if key.is_none() {
             comments.push("The device made its key itself: add it as a <key> block".to_owned());
         }
+        let others = self.live().map(|live| live.machine.others()).unwrap_or_default();
         let profile = Profile {
-            remotes: remotes(config, identity, options)?,
+            remotes: remotes(config, &others, identity, options)?,
             remote_random: false,
             ca: Some(self.keyring().trusted_pem()),
             cert: Some(cert.to_pem()),
@@ -162,6 +164,7 @@ fn choose_identity<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Ide
 
 fn remotes(
     config: &Config,
+    others: &Others,
     identity: &IdentityConfig,
     options: &ProfileOptions,
 ) -> Result<Vec<Remote>, Problem> {
@@ -182,7 +185,8 @@ fn remotes(
     };
     let mut remotes = Vec::new();
     for transport in transports {
-        let Some(port) = choose_port(config, identity, *transport, options.port.as_deref())? else {
+        let open = open_ports(config, others, *transport);
+        let Some(port) = choose_port(&open, identity, options.port.as_deref())? else {
             continue;
         };
         remotes.extend(hosts.iter().map(|host| Remote {
@@ -198,24 +202,15 @@ fn remotes(
     Ok(remotes)
 }
 
+/// Ports that clients know, best first: a profile that names no port gets one of them if it can.
+const KNOWN: [u16; 2] = [1194, 443];
+
 /// The port to put in a profile; `None` when there is no entrance for the transport.
 fn choose_port(
-    config: &Config,
+    open: &PortSet,
     identity: &IdentityConfig,
-    transport: Transport,
     wanted: Option<&str>,
 ) -> Result<Option<u16>, Problem> {
-    let open: PortSet = config
-        .entrance
-        .iter()
-        .flat_map(|entrance| {
-            let ports = match transport {
-                Transport::Udp => &entrance.udp,
-                Transport::Tcp => &entrance.tcp,
-            };
-            ports.without(&entrance.except).iter().collect::<Vec<_>>()
-        })
-        .collect();
     match wanted {
         Some("random") => {
             let at = u64::from_be_bytes(crate::keyring::random()) % open.count().max(1) as u64;
@@ -225,8 +220,21 @@ fn choose_port(
             let port = text.parse().ok().filter(|port: &u16| *port > 0);
             port.map(Some).ok_or_else(|| invalid(format!("\"{text}\" is neither a port nor \"random\"")))
         }
-        None => Ok(identity.port.filter(|port| open.contains(*port)).or_else(|| open.iter().next())),
+        None => {
+            let mut preferred = identity.port.into_iter().chain(KNOWN);
+            Ok(preferred.find(|port| open.contains(*port)).or_else(|| open.iter().next()))
+        }
     }
+}
+
+/// The ports that clients reach the gateway by.
+fn open_ports(config: &Config, others: &Others, transport: Transport) -> PortSet {
+    entrances::for_rules(config, others).iter().fold(PortSet::default(), |open, entrance| {
+        open.either(match transport {
+            Transport::Udp => &entrance.udp,
+            Transport::Tcp => &entrance.tcp,
+        })
+    })
 }
 
 fn is_host(text: &str) -> bool {
@@ -283,5 +291,27 @@ mod tests {
         for bad in ["", "a b", "a\nremote evil", "a;b", &"x".repeat(300)] {
             assert!(!is_host(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_profile_gets_a_port_that_leads_to_the_gateway() {
+        let identity = |port| IdentityConfig {
+            name: "a".into(),
+            key: "P-256".parse().unwrap(),
+            wrap: WrapKind::TlsCrypt,
+            auth: None,
+            port,
+        };
+        let chosen =
+            |open: &str, port, wanted| choose_port(&open.parse().unwrap(), &identity(port), wanted).unwrap();
+        assert_eq!(chosen("1-29999", Some(5060), None), Some(5060));
+        assert_eq!(chosen("1-29999", Some(40_000), None), Some(1194));
+        assert_eq!(chosen("53,443", None, None), Some(443));
+        assert_eq!(chosen("53,80", None, None), Some(53));
+        assert_eq!(chosen("1-29999", Some(5060), Some("7")), Some(7));
+        for _ in 0..100 {
+            assert!(matches!(chosen("5,8", Some(6), Some("random")), Some(5 | 8)));
+        }
+        assert_eq!(choose_port(&PortSet::default(), &identity(None), None).unwrap(), None);
     }
 }
