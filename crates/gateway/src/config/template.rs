@@ -51,7 +51,7 @@ name = "compat"
 key = "RSA-2048"
 wrap = "tls-crypt"             # one key for all clients; OpenVPN 2.4 and newer. Others: tls-auth, none
 
-# Where clients come in. Ports: "443", "53,443", "1194-1199".
+# Where clients come in. Ports: "443", "53,443", or all that nobody has yet: "1-29999".
 [[entrance]]
 address = "::"                 # all addresses, IPv4 too
 udp = "1194"
