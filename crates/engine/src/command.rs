@@ -205,7 +205,10 @@ impl From<io::Error> for StartFault {
 /// Whoever gets datagrams that belong to nobody here.
 pub trait Foreign: std::fmt::Debug + Send + Sync {
     /// Takes a datagram that `remote` has sent to `dialled`; false when nobody wants it. Must not wait.
-    fn take(&self, datagram: &[u8], remote: SocketAddr, dialled: SocketAddr) -> bool;
+    ///
+    /// # Errors
+    /// Why nobody is asked, or why the one who wants it does not get it.
+    fn take(&self, datagram: &[u8], remote: SocketAddr, dialled: SocketAddr) -> Result<bool, DropReason>;
 }
 
 /// Commands that may wait; a shard takes them between batches, so they rarely do.

@@ -177,7 +177,8 @@ pub(crate) fn can_follow(old: &Config, new: &Config) -> bool {
             }
         }
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
-        (all, capturing.map(|entrance| entrance.inspect).max())
+        let proxies: Vec<_> = config.entrance.iter().flat_map(|entrance| entrance.proxies.clone()).collect();
+        (all, capturing.map(|entrance| entrance.inspect).max(), proxies)
     };
     let captures_any = |config| !capture_plan(config, &Others::default()).entrances.is_empty();
     old.entrance == new.entrance || captures_any(old) && captures_any(new) && sockets(old) == sockets(new)
@@ -320,5 +321,19 @@ mod tests {
         ];
         let ports: Vec<_> = within(&config, &services).iter().map(|bound| bound.port).collect();
         assert_eq!(ports, [22, 23]);
+    }
+
+    #[test]
+    fn only_captured_ports_change_while_the_gateway_runs() {
+        let of = |ports: &str, more: &str| config(&format!("[[entrance]]\nudp = \"{ports}\"\n{more}"));
+        let follows = |old: &Config, new: &Config| can_follow(old, new);
+        assert!(follows(&of("1-29999", ""), &of("100-2000", "except = \"500\"")));
+        assert!(follows(&of("443", ""), &of("443", "")));
+        assert!(!follows(&of("443", ""), &of("444", "")), "a socket");
+        assert!(!follows(&of("1-29999", ""), &of("443", "")), "nothing captured any more");
+        assert!(!follows(&of("443", ""), &of("1-29999", "")), "nothing captured so far");
+        assert!(!follows(&of("1-29999", ""), &of("1-29999", "proxies = [\"10.0.0.0/8\"]")));
+        let slow = of("1-29999", "tcp = \"1-29999\"\ninspect = \"9s\"");
+        assert!(!follows(&of("1-29999", "tcp = \"1-29999\""), &slow));
     }
 }

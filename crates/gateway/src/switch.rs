@@ -9,6 +9,7 @@ use adit_engine::Foreign;
 use adit_entrance::{
     Backend, BackendOptions, Classify, DatagramRelays, Flow, Judgement, ProxyMode, Status, TransparentRoute,
 };
+use adit_host::clock;
 use adit_host::plumbing::HostState;
 use adit_openvpn::gate::{Admission, IdentityWrap, Verdict as GateVerdict};
 use adit_tunnel::{DropReason, Drops};
@@ -233,18 +234,22 @@ impl Classify for Connections {
 }
 
 impl Foreign for Switch {
-    fn take(&self, datagram: &[u8], remote: SocketAddr, dialled: SocketAddr) -> bool {
+    fn take(&self, datagram: &[u8], remote: SocketAddr, dialled: SocketAddr) -> Result<bool, DropReason> {
         let rules = self.rules();
         if rules.backends.is_empty() {
-            return false;
+            return Ok(false);
+        }
+        if !self.gate.get().may_ask_others(remote.ip(), clock::monotonic_ms() / 1000) {
+            return Err(DropReason::SourceBudget);
         }
         match rules.table.judge(Transport::Udp, datagram, dialled.port(), true) {
             Verdict::Matched(found) => match &found.rule.target {
-                Target::Service(backend) => self.relays.relay(datagram, remote, dialled, backend),
+                Target::Service(backend) if self.relays.relay(datagram, remote, dialled, backend) => Ok(true),
+                Target::Service(_) => Err(DropReason::HalfOpenFull),
                 // The gate has seen it, and had its reasons.
-                Target::Identity => false,
+                Target::Identity => Ok(false),
             },
-            Verdict::Undecided | Verdict::Unknown => false,
+            Verdict::Undecided | Verdict::Unknown => Ok(false),
         }
     }
 }

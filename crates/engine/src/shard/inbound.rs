@@ -76,13 +76,10 @@ impl Shard {
         }
     }
 
-    /// Offers a datagram that is nobody's here to others. Whoever sends too many is not looked at.
+    /// Offers a datagram that is nobody's here to others.
     fn offer(&self, datagram: &[u8], from: Origin, reason: DropReason) -> Result<(), DropReason> {
-        let (Some(foreign), Some(gate)) = (&self.foreign, &self.gate) else { return Err(reason) };
-        if !gate.may_ask(from.remote.ip(), self.now / 1000) {
-            return Err(DropReason::SourceBudget);
-        }
-        if foreign.take(datagram, from.remote, from.local) { Ok(()) } else { Err(reason) }
+        let taken = self.foreign.as_ref().map(|foreign| foreign.take(datagram, from.remote, from.local));
+        if taken.transpose()?.unwrap_or(false) { Ok(()) } else { Err(reason) }
     }
 
     fn data_v2(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<(), DropReason> {

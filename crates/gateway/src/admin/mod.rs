@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use adit_api::Problem;
 use adit_engine::{Command, Engine};
-use adit_openvpn::gate::IdentityId;
+use adit_openvpn::gate::{Gate, IdentityId};
 use adit_openvpn::machine::Farewell;
 use adit_store::{Change, ChangeFault, OpenFault, Page, Store, StoreFault};
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::Machine;
 use crate::sites::Sites;
-use crate::switch::{self, Switch};
+use crate::switch::{self, Rules, Switch};
 
 /// Name of the database in the state directory.
 pub(crate) const DATABASE: &str = "adit.db";
@@ -65,6 +65,13 @@ pub(crate) struct Live {
     pub(crate) switch: Arc<Switch>,
     pub(crate) numbering: Numbering,
     pub(crate) since: adit_store::Timestamp,
+}
+
+/// Identities and back ends, ready to be put in force.
+struct Prepared {
+    gate: Arc<Gate>,
+    plans: HashMap<IdentityId, IdentityPlan>,
+    rules: Rules,
 }
 
 /// Why state cannot be opened.
@@ -170,22 +177,29 @@ impl Admin {
         live.machine.apply(config, &self.sites.all()).map_err(internal)
     }
 
-    /// Puts new identities in force.
+    /// Puts new identities and back ends in force.
     fn use_identities(&self, loaded: &Loaded) -> Result<(), IdentityFault> {
+        self.prepare(loaded).map(|prepared| self.put_in_force(prepared))
+    }
+
+    /// Loads identities and back ends; whatever may fail. `None` when no gateway runs.
+    fn prepare(&self, loaded: &Loaded) -> Result<Option<Prepared>, IdentityFault> {
         let identities = crate::identities::load(&self.keyring, &loaded.config, clock::unix())?;
-        let Some(live) = &self.live else { return Ok(()) };
-        let (gate, plans): (_, HashMap<IdentityId, IdentityPlan>) =
-            live.numbering.plan(&self.keyring, &identities, &loaded.config.tunnel)?;
+        let Some(live) = &self.live else { return Ok(None) };
+        let (gate, plans) = live.numbering.plan(&self.keyring, &identities, &loaded.config.tunnel)?;
         let wraps = crate::identities::wraps(&identities);
         let old = live.switch.rules();
         let rules = switch::rules(&loaded.config, &loaded.directory(), &wraps, old.backends())
             .map_err(IdentityFault::Services)?;
-        let gate = Arc::new(gate);
+        Ok(Some(Prepared { gate: Arc::new(gate), plans, rules }))
+    }
+
+    fn put_in_force(&self, prepared: Option<Prepared>) {
+        let (Some(live), Some(Prepared { gate, plans, rules })) = (&self.live, prepared) else { return };
         live.switch.set(rules);
         live.control.tell(Message::Identities(plans));
         live.gate.set(Arc::clone(&gate));
         live.engine.tell(Command::Gate(Some(gate)));
-        Ok(())
     }
 
     /// Makes the CRL anew from what is revoked.

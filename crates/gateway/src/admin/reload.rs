@@ -52,9 +52,10 @@ impl Admin {
         if dry_run || !difference.restart.is_empty() {
             return Ok((difference, false));
         }
-        // First what the machine may refuse.
+        // First what may be refused, by the files and by the machine.
+        let prepared = self.prepare(&new).map_err(invalid)?;
         self.apply_to_machine(&new.config)?;
-        self.use_identities(&new).map_err(invalid)?;
+        self.put_in_force(prepared);
         let tunnel = Arc::new(new.config.tunnel.clone());
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         if let Some(live) = self.live() {

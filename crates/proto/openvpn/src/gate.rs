@@ -106,6 +106,7 @@ pub struct Gate {
     identities: Vec<(IdentityId, IdentityWrap)>,
     secret: hmac::Key,
     budget: Mutex<PrefixBudget>,
+    others: Mutex<PrefixBudget>,
     unkeyed: Mutex<Bucket>,
     old_clients: Mutex<VecDeque<OldClient>>,
     options: GateOptions,
@@ -127,6 +128,7 @@ impl Gate {
             identities,
             secret: hmac::Key::new(hmac::HMAC_SHA256, secret),
             budget: Mutex::new(PrefixBudget::new(options.per_network, secret)),
+            others: Mutex::new(PrefixBudget::new(options.per_network, secret)),
             unkeyed: Mutex::new(Bucket::full(options.unkeyed_replies)),
             old_clients: Mutex::default(),
             options,
@@ -141,7 +143,7 @@ impl Gate {
         else {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
-        if !self.may_ask(from.ip(), now.steady) {
+        if !self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(from.ip(), now.steady) {
             return Verdict::Drop(DropReason::SourceBudget);
         }
         let ends = Ends { from, to };
@@ -178,10 +180,11 @@ impl Gate {
         }
     }
 
-    /// Whether somebody with this address may have a first packet looked at, at this second of a steady clock; it
-    /// counts as one.
-    pub fn may_ask(&self, from: IpAddr, steady: u64) -> bool {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(from, steady)
+    /// Whether somebody with this address may have a datagram of another protocol looked at, at this second of a
+    /// steady clock; it counts as one. A budget of its own: data packets of sessions that are gone come in crowds, and
+    /// the first packets that follow them are wanted.
+    pub fn may_ask_others(&self, from: IpAddr, steady: u64) -> bool {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).take(from, steady)
     }
 
     /// Gives an answer back to the ration of unkeyed ones: its handshake was completed.

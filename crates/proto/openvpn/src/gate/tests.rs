@@ -313,6 +313,17 @@ fn a_flood_from_one_network_is_cut_off_and_others_are_not() {
 }
 
 #[test]
+fn datagrams_of_other_protocols_do_not_use_up_what_first_packets_may() {
+    let gate = gate();
+    let mut client = Client::modern(1);
+    let from = client.from.ip();
+    let looked_at = (0..5000).filter(|_| gate.may_ask_others(from, NOW.steady)).count();
+    assert_eq!(looked_at, 2000);
+    let first = client.first();
+    assert!(matches!(client.send(&gate, &first, NOW), Verdict::Reply(_)));
+}
+
+#[test]
 fn malformed_wrapped_keys_leave_nothing_behind() {
     // CVE-2025-2704, CVE-2026-12932: malformed tls-crypt-v2 packets crashed servers or leaked memory.
     let gate = gate();
