@@ -276,3 +276,41 @@ fn sixty_thousand_ports_are_served_with_four_thousand_descriptors() {
     }));
     assert!(descriptors() <= before + 1024, "{} descriptors", descriptors());
 }
+
+#[test]
+fn flows_of_entrances_are_not_tracked_and_those_of_clients_leave_from_other_ports() {
+    let network = Network::with_clients(1);
+    let mut gateway = striped(&network);
+    gateway.up();
+    let tracked = || -> usize {
+        let read = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+        network.gateway.run_in(read).trim().parse().unwrap()
+    };
+    let clients = light_clients(&gateway);
+    let sources = sources(&network);
+    let before = tracked();
+    must_be_right(in_parallel(&network.access, 200, |n| {
+        let server = SocketAddr::new(network.gateway_address(), 1 + (n * 149) as u16);
+        clients[n % KEYED].knock(sources[n % sources.len()], server, n % 2 == 0)
+    }));
+    assert_eq!(tracked(), before);
+
+    gateway.ok(&["user", "add", "ann", "--device", "laptop"]);
+    let profile = gateway.profile("ann", "laptop", &["--transport", "udp", "--port", "random"]);
+    let client = OpenVpnClient::connect(network.client(0), &profile);
+    let server = network.outside.run_in(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    server.set_read_timeout(Some(SOON)).unwrap();
+    let to = SocketAddr::new(network.outside_address(), server.local_addr().unwrap().port());
+    for port in [443, 5060, 20_000, 41_000] {
+        client.host().run_in(|| {
+            let socket = UdpSocket::bind((client.inner4(), port)).unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            socket.send_to(b"to the outside", to).unwrap();
+            let (_, from) = server.recv_from(&mut [0; 100]).unwrap();
+            assert!(from.port() >= 30_000, "{from} would be the gateway's");
+            server.send_to(b"and back", from).unwrap();
+            assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 8);
+        });
+    }
+    assert!(tracked() >= before + 4, "those of clients are");
+}

@@ -296,3 +296,39 @@ fn answers_leave_from_a_bounded_number_of_sockets_that_receive_nothing() {
         assert!(socket.recv_batch(&mut echo.received).is_err());
     });
 }
+
+#[test]
+fn a_port_in_use_takes_less_than_four_kilobytes() {
+    const PORTS: u16 = 2000;
+    in_netns(|| {
+        let options = CaptureOptions { answering: PORTS.into(), ..options() };
+        let (_capture, captured) = Capture::start(&plan(vec![all(1..=29_999)]), &options).unwrap();
+        let client = udp_client(at("2001:db8::1", 1));
+        let socket = captured.udp.last().unwrap();
+        let answer = |port| {
+            socket.send_to(b"x", client.local_addr().unwrap(), Some(at("2001:db8::1", port))).unwrap();
+        };
+        answer(1);
+        let (before, open) = (resident(), descriptors());
+        (2..=PORTS).for_each(answer);
+        let ours = resident().saturating_sub(before) / usize::from(PORTS);
+        assert_eq!(descriptors() - open, usize::from(PORTS) - 1);
+        // What the kernel keeps of a socket that holds no data.
+        let kernel: usize = ["UDPv6", "sock_inode_cache", "filp", "dentry"].map(size_of_slab).iter().sum();
+        assert!(ours + kernel < 4096, "{ours} bytes here and {kernel} in the kernel");
+    });
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Bytes of one of the kernel's objects.
+fn size_of_slab(name: &str) -> usize {
+    let table = std::fs::read_to_string("/proc/slabinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').next() == Some(name));
+    line.unwrap_or_else(|| panic!("no {name}")).split_whitespace().nth(3).unwrap().parse().unwrap()
+}
