@@ -1,0 +1,180 @@
+//! Programs behind the gateway's ports: sshd, nginx and stunnel as Debian has them, each with files of its own.
+
+use std::fs::Permissions;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use adit_testbed::{Gateway, Host, Process, TestPki, eventually, require};
+use tempfile::TempDir;
+
+const START: Duration = Duration::from_secs(20);
+
+/// A program and the directory of its files.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    dir: TempDir,
+}
+
+impl Daemon {
+    /// The process with its log.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// A file of it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Kills it.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
+fn directory(files: &[(&str, &str)]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        write(&dir.path().join(name), text);
+    }
+    dir
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("a file can be written");
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).expect("a mode can be set");
+}
+
+/// `sshd` that lets nobody in but who has the key `user` beside its files.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+#[track_caller]
+pub fn sshd(host: &Host, listen: SocketAddr) -> Daemon {
+    require("sshd");
+    let dir = directory(&[]);
+    let path = dir.path().display();
+    for key in ["host", "user"] {
+        let mut keygen = Command::new("ssh-keygen");
+        host.run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.path().join(key)));
+    }
+    // Where it drops its rights to; it wants the directory to be there.
+    std::fs::create_dir_all("/run/sshd").expect("a directory");
+    let text = format!(
+        "ListenAddress {listen}\nHostKey {path}/host\nAuthorizedKeysFile {path}/user.pub\nPidFile none\n\
+         StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nAllowTcpForwarding yes\n\
+         LogLevel VERBOSE\n"
+    );
+    write(&dir.path().join("config"), &text);
+    let mut command = Command::new("/usr/sbin/sshd");
+    let process = host.spawn("sshd", command.args(["-D", "-e", "-f"]).arg(dir.path().join("config")));
+    assert!(process.err.wait_since(0, "Server listening", START).is_some(), "{}", process.err.tail());
+    Daemon { process, dir }
+}
+
+/// A client of [`sshd`] with its key, which dials `server`.
+#[must_use]
+pub fn ssh(sshd: &Daemon, server: SocketAddr) -> Command {
+    let mut command = Command::new("ssh");
+    command.arg("-i").arg(sshd.path("user")).args(["-p", &server.port().to_string(), "-F", "none"]);
+    for option in
+        ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=10"]
+    {
+        command.args(["-o", option]);
+    }
+    command.arg(format!("root@{}", server.ip()));
+    command
+}
+
+/// `nginx` that answers each request over TLS with `name`, and logs "`name` client CLIENT SNI ALPN". With `proxied` it
+/// wants a PROXY header and the client is whom that names.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+#[track_caller]
+pub fn nginx(host: &Host, name: &str, listen: SocketAddr, proxied: bool) -> Daemon {
+    require("nginx");
+    let (cert, key) = TestPki::new("P-256").issue(name, "serverAuth", "P-256");
+    let dir = directory(&[("cert.pem", &cert), ("key.pem", &key)]);
+    let (header, client) = if proxied { (" proxy_protocol", "proxy_protocol_addr") } else { ("", "remote_addr") };
+    let text = format!(
+        "daemon off; master_process off; pid nginx.pid; error_log stderr notice;\n\
+         events {{ worker_connections 256; }}\n\
+         http {{\n\
+         client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
+         log_format seen '{name} client ${client} $ssl_server_name $ssl_alpn_protocol';\n\
+         access_log access.log seen;\n\
+         server {{ listen {listen} ssl http2{header};\n\
+         ssl_certificate cert.pem; ssl_certificate_key key.pem;\n\
+         location / {{ return 200 \"{name}\\n\"; }} }} }}\n"
+    );
+    write(&dir.path().join("nginx.conf"), &text);
+    let mut command = Command::new("nginx");
+    command.arg("-p").arg(dir.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
+    let process = host.spawn("nginx", &mut command);
+    wait_until_listening(host, listen);
+    Daemon { process, dir }
+}
+
+/// `stunnel`, as a server that ends TLS for `connect`, or as a client that brings what `accept` gets into TLS.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+#[track_caller]
+pub fn stunnel(host: &Host, client: Option<&str>, accept: SocketAddr, connect: SocketAddr) -> Daemon {
+    require("stunnel4");
+    let (cert, key) = TestPki::new("P-256").issue("stunnel", "serverAuth", "P-256");
+    let dir = directory(&[("cert.pem", &cert), ("key.pem", &key)]);
+    let path = dir.path().display();
+    let side = match client {
+        Some(sni) => format!("client = yes\nsni = {sni}"),
+        None => format!("cert = {path}/cert.pem\nkey = {path}/key.pem"),
+    };
+    let text = format!(
+        "foreground = yes\npid =\nsyslog = no\n[openvpn]\n{side}\naccept = {accept}\nconnect = {connect}\n"
+    );
+    write(&dir.path().join("config"), &text);
+    let mut command = Command::new("stunnel4");
+    let process = host.spawn("stunnel", command.arg(dir.path().join("config")));
+    wait_until_listening(host, accept);
+    Daemon { process, dir }
+}
+
+/// Waits until something listens there.
+///
+/// # Panics
+/// When nothing does in time.
+#[track_caller]
+pub fn wait_until_listening(host: &Host, listen: SocketAddr) {
+    let text = listen.to_string();
+    eventually(&format!("somebody who listens at {listen}"), START, || {
+        host.run(Command::new("ss").args(["-Hltn"])).split_whitespace().any(|word| word == text)
+    });
+}
+
+/// Replaces the gateway's `[[service]]` and `[[entrance]]`, as far as `toml` has them.
+///
+/// # Panics
+/// When it is no TOML.
+#[track_caller]
+pub fn configure(gateway: &Gateway, toml: &str) {
+    let new: toml_edit::DocumentMut = toml.parse().unwrap_or_else(|error| panic!("{error}: {toml}"));
+    gateway.edit(|document| {
+        for (key, item) in new.iter() {
+            document.remove(key);
+            document.insert(key, item.clone());
+        }
+    });
+}
