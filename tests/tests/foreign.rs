@@ -361,3 +361,266 @@ fn a_back_end_that_is_gone_is_told_once_and_clients_do_not_wait() {
 fn ask_once(from: &Host, shell: &Daemon, server: SocketAddr) -> bool {
     from.output(ssh(shell, server).arg("true")).status.success()
 }
+
+#[test]
+fn a_reload_adds_changes_and_removes_services_and_no_flow_notices() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    let host = &network.gateway;
+    let (first, second) = (listen(host, 10_001), listen(host, 10_002));
+    let resolver = host.run_in(|| UdpSocket::bind(local(10_053))).unwrap();
+    resolver.set_read_timeout(Some(SOON)).unwrap();
+    let to = |gateway: &Gateway, port: u16, rest: &str| {
+        let ssh = format!("[[service]]\nname = \"a\"\nmatch = \"ssh\"\nto = \"127.0.0.1:{port}\"\n");
+        configure(gateway, &format!("{STRIPED}{ssh}{rest}"));
+    };
+    to(&gateway, 10_001, "[[service]]\nname = \"names\"\nmatch = \"dns\"\nto = \"127.0.0.1:10053\"\n");
+    gateway.up();
+    let server = SocketAddr::new(network.gateway_address(), 443);
+    let dial = || {
+        let mut stream = network.client(0).run_in(|| TcpStream::connect(server)).unwrap();
+        stream.write_all(SSH_LINE).unwrap();
+        stream
+    };
+    let talk = |near: &mut TcpStream, far: &mut TcpStream| {
+        let mut buffer = [0; 4];
+        near.write_all(b"ask?").unwrap();
+        far.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"ask?");
+    };
+    let accept = |listener: &TcpListener| {
+        let mut stream = accept(listener);
+        let mut line = [0; SSH_LINE.len()];
+        stream.read_exact(&mut line).unwrap();
+        assert_eq!(line, SSH_LINE);
+        stream
+    };
+    let asking = network.client(0).run_in(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01";
+    let mut buffer = [0; 64];
+    asking.send_to(query, server).unwrap();
+    let (_, flow) = resolver.recv_from(&mut buffer).unwrap();
+    let mut old = dial();
+    let mut old_end = accept(&first);
+    let reload = || {
+        let report = gateway.json(&["reload"]);
+        assert_eq!(report["applied"], true, "{report}");
+    };
+
+    // Another back end for the same clients, and another service.
+    to(&gateway, 10_002, "[[service]]\nname = \"b\"\nmatch = \"http\"\nto = \"127.0.0.1:10001\"\n");
+    reload();
+    let (mut new, mut web) = (dial(), network.client(0).run_in(|| TcpStream::connect(server)).unwrap());
+    let mut new_end = accept(&second);
+    web.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    let mut web_end = adit_testbed::eventually_some("a connection", SOON, || first.accept().ok()).0;
+    web_end.set_nonblocking(false).unwrap();
+    web_end.read_exact(&mut buffer[..16]).unwrap();
+    talk(&mut old, &mut old_end);
+    asking.send_to(b"of the same flow", server).unwrap();
+    assert_eq!(resolver.recv_from(&mut buffer).unwrap(), (16, flow), "its service is gone, the flow is not");
+
+    // One that makes no sense changes nothing.
+    to(&gateway, 10_002, "[[service]]\nname = \"b\"\nmatch = \"htpp\"\nto = \"127.0.0.1:10001\"\n");
+    let refused = gateway.cli(&["reload"]);
+    assert!(refused.refusal().contains("did you mean \"http\""), "{}", refused.refusal());
+    let refused = gateway.cli(&["check"]);
+    assert!(refused.code == Some(1) && format!("{refused:?}").contains("service b: match"), "{refused:?}");
+    talk(&mut new, &mut new_end);
+
+    to(&gateway, 10_002, "");
+    reload();
+    talk(&mut web, &mut web_end);
+    talk(&mut old_end, &mut old);
+    let status = gateway.json(&["status"]);
+    assert_eq!(status["services"].as_array().map(Vec::len), Some(1), "{status}");
+}
+
+/// Everything that the gateway sends to the client over UDP, and its machine's complaints.
+fn answers(network: &Network) -> Wire {
+    let client = network.client_address(0);
+    Wire::watch(network.client(0), move |seen| seen.to == client && [1, 17].contains(&seen.protocol))
+}
+
+/// Datagrams of clients that prove nothing, of every form there is a service or an identity for.
+fn knocks() -> Vec<Vec<u8>> {
+    let mut rng = Rng::new(9);
+    let mut all: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01".to_vec(),
+        SSH_LINE.to_vec(),
+    ];
+    for length in [1, 14, 42, 54, 86, 148, 1200] {
+        for first in [0x38, 0x50, 0x01, 0xc3, 0x00] {
+            let mut packet: Vec<u8> = (0..length).map(|_| rng.below(256) as u8).collect();
+            packet[0] = first;
+            all.push(packet);
+        }
+    }
+    all
+}
+
+#[test]
+fn nobodys_connections_go_to_the_decoy_and_nobodys_datagrams_nowhere() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    let host = &network.gateway;
+    let decoy = nginx(host, "decoy", local(10_443), false);
+    let foreign = OpenVpnServer::start_as(
+        host,
+        &ServerSpec {
+            name: "foreign",
+            key: "P-256",
+            net: 75,
+            listen: local(11_075),
+            tcp: false,
+            wrap: ServerWrap::TlsAuth("SHA256"),
+            options: &[],
+        },
+    );
+    let services = format!(
+        "[[service]]\nname = \"decoy\"\nmatch = \"tls sni=www.example.org\"\nto = \"127.0.0.1:10443\"\n\
+         [[service]]\nname = \"foreign\"\nkey = \"{}\"\nto = \"127.0.0.1:11075\"\n",
+        foreign.wrap_key().display()
+    );
+    configure(&gateway, &format!("{STRIPED}[unknown]\nanswer = \"decoy\"\n{services}"));
+    gateway.up();
+    let client = network.client(0);
+    let server = SocketAddr::new(network.gateway_address(), 443);
+    assert_eq!(curl(client, server, "nobody.example.net", &["--http1.1"]).as_deref(), Some("decoy"));
+    // What is no TLS gets what that web server says to it.
+    let (answer, _) = ask(client, server, b"GET / HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{answer:?}");
+
+    let must_be_silent = |answer: &str| {
+        let wire = answers(&network);
+        let asking = client.run_in(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        for packet in knocks() {
+            asking.send_to(&packet, server).unwrap();
+        }
+        // The control: by the time a tunnel is up, the watch has seen answers and the gateway those datagrams.
+        let control = asking.local_addr().unwrap().port();
+        let remote = SocketAddr::new(network.gateway_address(), 443);
+        let tunnel = OpenVpnClient::connect(client, &foreign.profile_to("guest", remote));
+        let seen = wire.seen();
+        assert!(seen.iter().any(|seen| seen.ports.0 == 443), "{answer}: the tunnel is seen");
+        let wrong: Vec<_> =
+            seen.iter().filter(|seen| seen.protocol == 1 || seen.ports.1 == control).collect();
+        assert!(wrong.is_empty(), "{answer}: {wrong:?}");
+        tunnel.stop();
+    };
+    must_be_silent("decoy");
+
+    for (word, quick) in [("close", true), ("silence", false)] {
+        gateway.stop();
+        configure(&gateway, &format!("[unknown]\nanswer = \"{word}\"\n"));
+        gateway.up();
+        let (answer, took) = ask(client, server, b"\x00\x07who are you");
+        assert!(answer.is_empty(), "{answer:?}");
+        assert_eq!(took < Duration::from_secs(1), quick, "{word} took {took:?}");
+        must_be_silent(word);
+    }
+    gateway.stop();
+    drop((foreign, decoy));
+}
+
+fn haproxy(host: &Host, port: u16, server: SocketAddr, header: &str) -> (adit_testbed::Process, tempfile::TempDir) {
+    require("haproxy");
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("haproxy.cfg");
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         listen vpn\n bind 192.0.2.254:{port}\n server adit {server} {header}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let process = host.spawn("haproxy", Command::new("haproxy").args(["-db", "-f"]).arg(&config));
+    backends::wait_until_listening(host, SocketAddr::from(([192, 0, 2, 254], port)));
+    (process, dir)
+}
+
+#[test]
+fn a_proxys_word_for_the_client_counts_when_the_proxy_is_trusted() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    let trusting = |networks: &str| {
+        format!("[[entrance]]\nudp = \"443\"\ntcp = \"443\"\nproxies = [{networks}]\n")
+    };
+    configure(&gateway, &trusting("\"192.0.2.254/32\""));
+    gateway.up();
+    let server = SocketAddr::new(network.gateway_address(), 443);
+    let proxies = [("v1", 5001, "send-proxy"), ("v2", 5002, "send-proxy-v2")]
+        .map(|(name, port, header)| (name, port, haproxy(&network.access, port, server, header)));
+    let mut profiles = Vec::new();
+    for (name, port, _) in &proxies {
+        let options = ["--transport", "tcp", "--remote", "192.0.2.254", "--port", &port.to_string()];
+        profiles.push(gateway.add_user(name, &options));
+        let client = OpenVpnClient::connect(network.client(0), profiles.last().unwrap());
+        let session = gateway.wait_for_session(name, SOON);
+        assert_eq!(session["remote_address"], network.client_address(0).to_string());
+        ping(client.host(), network.outside_address()).must_all_return();
+        client.stop();
+        gateway.wait_for_sessions(0, SOON);
+    }
+
+    configure(&gateway, &trusting("\"192.0.2.1/32\""));
+    let report = gateway.json(&["reload"]);
+    assert_eq!((&report["applied"], report["needs_restart"][0].as_str()), (&false.into(), Some("[[entrance]] has changed")));
+    gateway.stop();
+    gateway.up();
+    for profile in &profiles {
+        let before = gateway.drops("no_key_verified");
+        let client = OpenVpnClient::start(network.client(0), profile);
+        client.wait_for("Connection reset", Duration::from_secs(30));
+        assert!(gateway.drops("no_key_verified") > before);
+        assert_eq!(client.connections(), 0);
+        client.stop();
+    }
+}
+
+#[test]
+fn back_ends_on_another_machine_see_the_clients_own_address() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    let inside = Arc::new(Host::new("inside"));
+    network.gateway.ip(&format!(
+        "link add dmz type veth peer name lan netns {}\nlink set dmz up\naddress add 172.30.0.1/24 dev dmz\n",
+        inside.name()
+    ));
+    inside.ip("link set lan up\naddress add 172.30.0.2/24 dev lan\nroute add default via 172.30.0.1\n");
+    let web = nginx(&inside, "web", "172.30.0.2:443".parse().unwrap(), false);
+    let vpn = OpenVpnServer::start_as(
+        &inside,
+        &ServerSpec {
+            name: "inner",
+            key: "P-256",
+            net: 76,
+            listen: "172.30.0.2:1194".parse().unwrap(),
+            tcp: false,
+            wrap: ServerWrap::TlsCryptV2,
+            options: &[],
+        },
+    );
+    // A few ports, with a socket each.
+    configure(
+        &gateway,
+        &format!(
+            "[[entrance]]\nudp = \"443,1194\"\ntcp = \"443\"\n\
+             [[service]]\nname = \"web\"\nmatch = \"tls\"\nto = \"172.30.0.2:443\"\nproxy = \"transparent\"\n\
+             [[service]]\nname = \"vpn\"\nkey = \"{}\"\nto = \"172.30.0.2:1194\"\nproxy = \"transparent\"\n",
+            vpn.wrap_key().display()
+        ),
+    );
+    gateway.up();
+    let (client, own) = (network.client(0), network.client_address(0));
+    let server = SocketAddr::new(network.gateway_address(), 443);
+    assert_eq!(curl(client, server, "example.net", &["--http1.1"]).as_deref(), Some("web"));
+    eventually("the client's address in the web server's log", SOON, || {
+        std::fs::read_to_string(web.path("access.log")).unwrap().contains(&format!("web client {own} "))
+    });
+    let tunnel = OpenVpnClient::connect(client, &vpn.profile_to("guest", server));
+    let said = vpn.process().wait_for_since(0, "[guest] Peer Connection Initiated", SOON);
+    assert!(said.contains(&format!("[AF_INET]{own}:")), "{said}");
+    ping(client, IpAddr::from([10, 76, 0, 1])).must_all_return();
+    tunnel.stop();
+    gateway.stop();
+}

@@ -105,7 +105,12 @@ pub(crate) fn capture_plan(config: &Config, others: &Others) -> CapturePlan {
         })
         .filter(|ports| !ports.udp.is_empty() || !ports.tcp.is_empty())
         .collect();
-    CapturePlan { entrances, spared: others.services.iter().flat_map(Spared::of).collect() }
+    // Else this machine's connections to a back end that is not there would end in the entrance, and each be relayed
+    // to the back end again.
+    let backends = config.service.iter().flat_map(|service| {
+        [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address: service.to })
+    });
+    CapturePlan { entrances, spared: others.services.iter().flat_map(Spared::of).chain(backends).collect() }
 }
 
 /// Entrances for the filter table, without what others have.
@@ -150,7 +155,9 @@ pub(crate) fn within<'a>(config: &Config, services: impl IntoIterator<Item = &'a
 pub(crate) fn latecomers(config: &Config, others: &Others, own: u32) -> Vec<Bound> {
     let bound = services::bound().unwrap_or_default();
     let new = bound.iter().filter(|bound| {
+        let address = SocketAddr::new(bound.address, bound.port);
         !others.released.contains(&bound.port)
+            && config.service.iter().all(|service| service.to != address)
             && !others.services.iter().any(|known| {
                 known.transport == bound.transport
                     && known.address == bound.address
@@ -177,7 +184,8 @@ pub(crate) fn can_follow(old: &Config, new: &Config) -> bool {
             }
         }
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
-        (all, capturing.map(|entrance| entrance.inspect).max())
+        let proxies: Vec<_> = config.entrance.iter().flat_map(|entrance| entrance.proxies.clone()).collect();
+        (all, capturing.map(|entrance| entrance.inspect).max(), proxies)
     };
     let captures_any = |config| !capture_plan(config, &Others::default()).entrances.is_empty();
     old.entrance == new.entrance || captures_any(old) && captures_any(new) && sockets(old) == sockets(new)
@@ -304,6 +312,19 @@ mod tests {
         assert_eq!(
             (rules[0].udp.to_string(), rules[0].tcp.to_string()),
             ("1-52,54-29999".to_owned(), "1-21,23-29999".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_way_to_a_back_end_is_no_entrance_even_while_it_is_not_there() {
+        let config = config(
+            "[[entrance]]\nudp = \"1-29999\"\n[[service]]\nname = \"a\"\nmatch = \"dns\"\nto = \"127.0.0.1:10053\"",
+        );
+        let spared = capture_plan(&config, &Others::default()).spared;
+        let address = "127.0.0.1:10053".parse().unwrap();
+        assert_eq!(
+            spared,
+            [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address })
         );
     }
 

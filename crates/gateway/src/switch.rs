@@ -212,6 +212,8 @@ impl Classify for Connections {
         match rules.table.judge(Transport::Tcp, seen, flow.dialled.port(), last) {
             Verdict::Undecided if !last => Judgement::More,
             Verdict::Matched(found) => match &found.rule.target {
+                // A port of this gateway as its own back end: each connection would lead to another.
+                Target::Service(backend) if backend.options().address == flow.dialled => Judgement::Unknown,
                 Target::Service(backend) => Judgement::Relay(Arc::clone(backend)),
                 Target::Identity => match self.0.admit(seen) {
                     Some(native) => Judgement::Native(native),
@@ -240,6 +242,7 @@ impl Foreign for Switch {
         }
         match rules.table.judge(Transport::Udp, datagram, dialled.port(), true) {
             Verdict::Matched(found) => match &found.rule.target {
+                Target::Service(backend) if backend.options().address == dialled => false,
                 Target::Service(backend) => self.relays.relay(datagram, remote, dialled, backend),
                 // The gate has seen it, and had its reasons.
                 Target::Identity => false,
