@@ -310,7 +310,10 @@ impl OpenVpnServer {
     #[track_caller]
     pub fn start(host: &Arc<Host>, address: IpAddr, tcp: bool, wrap: ServerWrap, options: &[&str]) -> Self {
         let listen = SocketAddr::new(address, Self::PORT);
-        Self::start_as(host, &ServerSpec { name: "foreign", key: "P-256", net: 77, listen, tcp, wrap, options })
+        Self::start_as(
+            host,
+            &ServerSpec { name: "foreign", key: "P-256", net: 77, listen, tcp, wrap, options },
+        )
     }
 
     /// Starts a server and waits until it listens.

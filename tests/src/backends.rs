@@ -107,7 +107,8 @@ pub fn nginx(host: &Host, name: &str, listen: SocketAddr, proxied: bool) -> Daem
     require("nginx");
     let (cert, key) = TestPki::new("P-256").issue(name, "serverAuth", "P-256");
     let dir = directory(&[("cert.pem", &cert), ("key.pem", &key)]);
-    let (header, client) = if proxied { (" proxy_protocol", "proxy_protocol_addr") } else { ("", "remote_addr") };
+    let (header, client) =
+        if proxied { (" proxy_protocol", "proxy_protocol_addr") } else { ("", "remote_addr") };
     let text = format!(
         "daemon off; master_process off; pid nginx.pid; error_log stderr notice;\n\
          events {{ worker_connections 256; }}\n\

@@ -301,6 +301,16 @@ mod tests {
     }
 
     #[test]
+    fn captured_ports_can_follow_and_trust_cannot() {
+        let old = config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"");
+        let fewer = config("[[entrance]]\nudp = \"1-20000\"\ntcp = \"1-29999\"");
+        let trusting =
+            config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"\nproxies = [\"192.0.2.0/24\"]");
+        assert!(can_follow(&old, &fewer));
+        assert!(!can_follow(&old, &trusting));
+    }
+
+    #[test]
     fn services_are_spared_and_left_to_the_kernels_own_ways() {
         let config = config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"");
         let services = vec![bound(Transport::Tcp, "::", 22), bound(Transport::Udp, "127.0.0.53", 53)];
@@ -322,10 +332,7 @@ mod tests {
         );
         let spared = capture_plan(&config, &Others::default()).spared;
         let address = "127.0.0.1:10053".parse().unwrap();
-        assert_eq!(
-            spared,
-            [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address })
-        );
+        assert_eq!(spared, [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address }));
     }
 
     #[test]

@@ -224,10 +224,12 @@ impl Classify for Connections {
         }
     }
 
-    fn take(&self, native: Native, stream: TcpStream, mut seen: Vec<u8>, _: Flow) {
+    fn take(&self, native: Native, stream: TcpStream, mut seen: Vec<u8>, flow: Flow) {
         let leftover = seen.split_off((2 + native.length).min(seen.len()));
         let packet = seen.split_off(2.min(seen.len()));
-        let message = Message::Stream { admission: native.admission, stream, packet, leftover };
+        let Flow { remote, dialled: local, .. } = flow;
+        let message =
+            Message::Stream { admission: native.admission, stream, remote, local, packet, leftover };
         if !self.0.control.offer(message) {
             self.0.count(DropReason::ControlQueueFull);
         }
