@@ -199,6 +199,20 @@ pub(crate) fn is_captured(config: &Config, others: &Others, port: u16) -> bool {
         .any(|ports| ports.udp.iter().chain(&ports.tcp).any(|range| range.contains(&port)))
 }
 
+/// Whether a socket of an entrance is all there can be at this address.
+pub(crate) fn has_socket(config: &Config, transport: Transport, address: SocketAddr) -> bool {
+    let at = |entrance: &EntranceConfig| match target(entrance) {
+        Target::Everything => address.ip().is_loopback(),
+        Target::Ipv4 => address.ip() == Ipv4Addr::LOCALHOST,
+        Target::Address(own) => own == address.ip(),
+        Target::Interface(_) => false,
+    };
+    config
+        .entrance
+        .iter()
+        .any(|entrance| at(entrance) && own_sockets(entrance, transport).contains(address.port()))
+}
+
 fn concerns(entrance: &EntranceConfig, bound: &Bound) -> bool {
     match target(entrance) {
         Target::Everything | Target::Interface(_) => true,

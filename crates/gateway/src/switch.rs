@@ -10,11 +10,13 @@ use adit_entrance::{
     Backend, BackendOptions, Classify, DatagramRelays, Flow, Judgement, ProxyMode, Status, TransparentRoute,
 };
 use adit_host::plumbing::HostState;
+use adit_host::services::Transport as Bound;
 use adit_openvpn::gate::{Admission, IdentityWrap, Verdict as GateVerdict};
 use adit_tunnel::{DropReason, Drops};
 
 use crate::config::{Config, ProxyConfig, ServiceConfig, UnknownAnswer};
 use crate::control::{Control, Message};
+use crate::entrances::has_socket;
 use crate::identities::SharedGate;
 
 /// Where a rule leads.
@@ -54,11 +56,20 @@ pub(crate) fn rules(
             Some(backend) => Arc::clone(backend),
             None => Backend::new(options),
         };
-        let mut rule = Rule::new(
-            format!("service {}", service.name),
-            service.probe(base)?,
-            Target::Service(Arc::clone(&backend)),
-        );
+        let probe = service.probe(base)?;
+        let only_ours = |transport| match transport {
+            Transport::Udp => has_socket(config, Bound::Udp, service.to),
+            Transport::Tcp => has_socket(config, Bound::Tcp, service.to),
+        };
+        if probe.transport().map_or_else(|| Transport::BOTH.into_iter().all(only_ours), only_ours) {
+            return Err(format!(
+                "service {}: to = \"{}\" is a port of an [[entrance]], so no other program can listen there; give it \
+                 another port",
+                service.name, service.to
+            ));
+        }
+        let target = Target::Service(Arc::clone(&backend));
+        let mut rule = Rule::new(format!("service {}", service.name), probe, target);
         rule.ports.clone_from(&service.port);
         rules.push(rule);
         backends.push(backend);
