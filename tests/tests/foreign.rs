@@ -384,8 +384,11 @@ fn a_reload_adds_changes_and_removes_services_and_no_flow_notices() {
         let ssh = format!("[[service]]\nname = \"a\"\nmatch = \"ssh\"\nto = \"127.0.0.1:{port}\"\n");
         configure(gateway, &format!("{STRIPED}{ssh}{rest}"));
     };
-    to(&gateway, 10_001, "[[service]]\nname = \"names\"\nmatch = \"dns\"\nto = \"127.0.0.1:10053\"\n");
+    configure(&gateway, STRIPED);
     gateway.up();
+    // The first services.
+    to(&gateway, 10_001, "[[service]]\nname = \"names\"\nmatch = \"dns\"\nto = \"127.0.0.1:10053\"\n");
+    assert_eq!(gateway.json(&["reload"])["applied"], true);
     let server = SocketAddr::new(network.gateway_address(), 443);
     let dial = || {
         let mut stream = network.client(0).run_in(|| TcpStream::connect(server)).unwrap();
@@ -444,6 +447,15 @@ fn a_reload_adds_changes_and_removes_services_and_no_flow_notices() {
     talk(&mut old_end, &mut old);
     let status = gateway.json(&["status"]);
     assert_eq!(status["services"].as_array().map(Vec::len), Some(1), "{status}");
+
+    gateway.edit(|document| {
+        document.remove("service");
+    });
+    reload();
+    talk(&mut new, &mut new_end);
+    let (answer, _) = ask(network.client(0), server, SSH_LINE);
+    assert!(answer.is_empty());
+    assert!(second.accept().is_err(), "nobody's connections end here");
 }
 
 /// Everything that the gateway sends to the client over UDP, and its machine's complaints.

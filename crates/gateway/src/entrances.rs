@@ -76,6 +76,8 @@ pub(crate) fn open(
     }
     let plan = capture_plan(config, others);
     if !plan.entrances.is_empty() {
+        // Here it costs nothing: a program that has not asked to share does not get the port of an answer either way.
+        let udp = UdpOptions { reuse_address: true, ..udp };
         let options = CaptureOptions { udp, tcp: listen, answering: ANSWERING };
         let Captured { udp, tcp } = plumbing.capture(&plan, &options)?;
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
@@ -189,6 +191,12 @@ pub(crate) fn can_follow(old: &Config, new: &Config) -> bool {
     };
     let captures_any = |config| !capture_plan(config, &Others::default()).entrances.is_empty();
     old.entrance == new.entrance || captures_any(old) && captures_any(new) && sockets(old) == sockets(new)
+}
+
+/// Whether the first service can come, or the last one go, while the gateway runs: sockets of single ports are shared
+/// with flows of services, or not, from the beginning.
+pub(crate) fn services_can_come_and_go(config: &Config) -> bool {
+    config.entrance.iter().all(|entrance| own_sockets(entrance, Transport::Udp).is_empty())
 }
 
 /// A captured port, on any address.
@@ -322,6 +330,8 @@ mod tests {
             config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"\nproxies = [\"192.0.2.0/24\"]");
         assert!(can_follow(&old, &fewer));
         assert!(!can_follow(&old, &trusting));
+        assert!(services_can_come_and_go(&old));
+        assert!(!services_can_come_and_go(&config("[[entrance]]\nudp = \"443\"")));
     }
 
     #[test]
