@@ -153,6 +153,41 @@ pub fn stunnel(host: &Host, client: Option<&str>, accept: SocketAddr, connect: S
     Daemon { process, dir }
 }
 
+/// What a web server says over TLS to a client that asks for `name`; `None` when there is no answer.
+///
+/// # Panics
+/// When curl is not there.
+#[must_use]
+pub fn curl(from: &Host, server: SocketAddr, name: &str, options: &[&str]) -> Option<String> {
+    require("curl");
+    let port = server.port();
+    let resolve = format!("{name}:{port}:{}", server.ip());
+    let mut command = Command::new("curl");
+    command.args(["-sk", "--max-time", "10", "--resolve", &resolve]).args(options);
+    let output = from.output(command.arg(format!("https://{name}:{port}/")));
+    output.status.success().then(|| String::from_utf8(output.stdout).expect("text").trim().to_owned())
+}
+
+/// HAProxy at 192.0.2.254, before `server`, with these options of the server's line; its process and files.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+#[track_caller]
+pub fn haproxy(host: &Host, port: u16, server: SocketAddr, header: &str) -> (Process, TempDir) {
+    require("haproxy");
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("haproxy.cfg");
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         listen vpn\n bind 192.0.2.254:{port}\n server adit {server} {header}\n"
+    );
+    write(&config, &text);
+    let process = host.spawn("haproxy", Command::new("haproxy").args(["-db", "-f"]).arg(&config));
+    wait_until_listening(host, SocketAddr::from(([192, 0, 2, 254], port)));
+    (process, dir)
+}
+
 /// Waits until something listens there.
 ///
 /// # Panics

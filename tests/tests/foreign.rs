@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use adit_testbed::{
     Flow, Gateway, Host, Network, OpenVpnClient, OpenVpnServer, Rng, Scale, ServerSpec, ServerWrap, Wire,
-    eventually, ping, require,
+    eventually, ping,
 };
-use adit_tests::backends::{self, Daemon, configure, nginx, ssh, sshd, stunnel};
+use adit_tests::backends::{self, Daemon, configure, curl, haproxy, nginx, ssh, sshd, stunnel};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -145,16 +145,6 @@ fn four_foreign_servers_and_the_gateways_own_answer_on_the_same_ports() {
     }
     // Before the daemons, whose interfaces were there before it.
     gateway.stop();
-}
-
-fn curl(from: &Host, server: SocketAddr, name: &str, options: &[&str]) -> Option<String> {
-    require("curl");
-    let port = server.port();
-    let resolve = format!("{name}:{port}:{}", server.ip());
-    let mut command = Command::new("curl");
-    command.args(["-sk", "--max-time", "10", "--resolve", &resolve]).args(options);
-    let output = from.output(command.arg(format!("https://{name}:{port}/")));
-    output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }
 
 #[test]
@@ -488,6 +478,9 @@ fn nobodys_connections_go_to_the_decoy_and_nobodys_datagrams_nowhere() {
     let mut gateway = Gateway::new(&network);
     let host = &network.gateway;
     let decoy = nginx(host, "decoy", local(10_443), false);
+    // A decoy is for connections: over UDP it would be a voice in the name of the gateway.
+    let ear = host.run_in(|| UdpSocket::bind(local(10_443))).unwrap();
+    ear.set_nonblocking(true).unwrap();
     let foreign = OpenVpnServer::start_as(
         host,
         &ServerSpec {
@@ -542,27 +535,9 @@ fn nobodys_connections_go_to_the_decoy_and_nobodys_datagrams_nowhere() {
         assert_eq!(took < Duration::from_secs(1), quick, "{word} took {took:?}");
         must_be_silent(word);
     }
+    assert!(ear.recv(&mut [0; 10]).is_err(), "the decoy has got a datagram");
     gateway.stop();
     drop((foreign, decoy));
-}
-
-fn haproxy(
-    host: &Host,
-    port: u16,
-    server: SocketAddr,
-    header: &str,
-) -> (adit_testbed::Process, tempfile::TempDir) {
-    require("haproxy");
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("haproxy.cfg");
-    let text = format!(
-        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
-         listen vpn\n bind 192.0.2.254:{port}\n server adit {server} {header}\n"
-    );
-    std::fs::write(&config, text).unwrap();
-    let process = host.spawn("haproxy", Command::new("haproxy").args(["-db", "-f"]).arg(&config));
-    backends::wait_until_listening(host, SocketAddr::from(([192, 0, 2, 254], port)));
-    (process, dir)
 }
 
 #[test]
@@ -648,4 +623,26 @@ fn back_ends_on_another_machine_see_the_clients_own_address() {
     ping(client, IpAddr::from([10, 76, 0, 1])).must_all_return();
     tunnel.stop();
     gateway.stop();
+}
+
+#[test]
+fn a_port_of_the_gateway_as_its_own_back_end_is_no_loop() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    let loop_on = |tcp: &str| {
+        format!(
+            "[[entrance]]\nudp = \"1194\"\ntcp = \"{tcp}\"\n\
+             [[service]]\nname = \"loop\"\nmatch = \"openvpn none\"\nto = \"127.0.0.1:1194\"\n"
+        )
+    };
+    configure(&gateway, &loop_on("1194"));
+    let refused = gateway.cli(&["check"]);
+    assert!(format!("{refused:?}").contains("no other program can listen there"), "{refused:?}");
+    // Over UDP there may be somebody; over TCP there is the gateway.
+    configure(&gateway, &loop_on("443,1194").replace("udp = \"1194\"", "udp = \"443\""));
+    gateway.up();
+    let hello = b"\x00\x0e\x38abcdefgh\x00\x00\x00\x00\x00";
+    let (answer, _) = ask(network.client(0), SocketAddr::new(network.gateway_address(), 443), hello);
+    assert!(answer.is_empty());
+    assert_eq!(service(&gateway, "loop")["connected"], 1);
 }
