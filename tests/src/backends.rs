@@ -1,13 +1,16 @@
-//! Programs behind the gateway's ports: sshd, nginx and stunnel as Debian has them, each with files of its own.
+//! Programs behind the gateway's ports: openvpn, sshd, nginx, stunnel and haproxy as Debian has them, each with files of its own.
 
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
-use adit_testbed::{Gateway, Host, Process, TestPki, eventually, require};
+use adit_testbed::{
+    Gateway, Host, OpenVpnServer, Process, ServerSpec, ServerWrap, TestPki, eventually, require,
+};
 use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(20);
@@ -213,4 +216,77 @@ pub fn configure(gateway: &Gateway, toml: &str) {
             document.insert(key, item.clone());
         }
     });
+}
+
+/// A port of the machine itself.
+#[must_use]
+pub fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Debian's daemons as the operator of a striped server has them.
+#[derive(Debug)]
+pub struct Daemons {
+    rsa: OpenVpnServer,
+    ecc: OpenVpnServer,
+    ed25519: OpenVpnServer,
+    ed448: OpenVpnServer,
+    _dh: TempDir,
+}
+
+impl Daemons {
+    /// Starts them.
+    ///
+    /// # Panics
+    /// When one does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn start(host: &Arc<Host>) -> Self {
+        let dh = tempfile::tempdir().expect("a path");
+        let params = dh.path().join("dh.pem");
+        let mut openssl = Command::new("openssl");
+        openssl.args(["genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:ffdhe2048", "-out"]);
+        host.run(openssl.arg(&params));
+        // What adit's own identities refuse: no forward secrecy by curves, and no TLS 1.3.
+        let old = ["--tls-version-max", "1.2", "--tls-cipher", "TLS-DHE-RSA-WITH-AES-256-GCM-SHA384", "--dh"];
+        let old = [&old[..], &[params.to_str().expect("a path")]].concat();
+        let start = |name, key, net, tcp, wrap, options: &[&str]| {
+            let listen = local(11_000 + u16::from(net));
+            OpenVpnServer::start_as(host, &ServerSpec { name, key, net, listen, tcp, wrap, options })
+        };
+        Self {
+            rsa: start("rsa", "RSA-2048", 71, false, ServerWrap::TlsAuth("SHA512"), &old),
+            ecc: start("ecc", "secp521r1", 72, true, ServerWrap::TlsCrypt, &[]),
+            ed25519: start("ed25519", "Ed25519", 73, true, ServerWrap::TlsAuth("SHA256"), &[]),
+            ed448: start("ed448", "Ed448", 74, false, ServerWrap::TlsAuth("SHA1"), &[]),
+            _dh: dh,
+        }
+    }
+
+    /// The services: by key, by form, by length, and by what was dialled.
+    #[must_use]
+    pub fn services(&self) -> String {
+        format!(
+            "[[service]]\nname = \"rsa\"\nkey = \"{}\"\nto = \"127.0.0.1:11071\"\n\
+             [[service]]\nname = \"ecc\"\nmatch = \"openvpn tls-crypt\"\nto = \"127.0.0.1:11072\"\n\
+             [[service]]\nname = \"ed25519\"\nmatch = {{ tcp-length = 56, first = 0x38 }}\nto = \"127.0.0.1:11073\"\n\
+             [[service]]\nname = \"ed448\"\nmatch = \"openvpn\"\nport = \"5061\"\nto = \"127.0.0.1:11074\"\n",
+            self.rsa.wrap_key().display(),
+        )
+    }
+
+    /// The server of this name.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn named(&self, name: &str) -> &OpenVpnServer {
+        match name {
+            "rsa" => &self.rsa,
+            "ecc" => &self.ecc,
+            "ed25519" => &self.ed25519,
+            "ed448" => &self.ed448,
+            _ => panic!("there is no {name}"),
+        }
+    }
 }
