@@ -375,8 +375,10 @@ fn a_reload_adds_changes_and_removes_services_and_no_flow_notices() {
     assert!(refused.code == Some(1) && format!("{refused:?}").contains("service b: match"), "{refused:?}");
     talk(&mut new, &mut new_end);
 
+    let before = service(&gateway, "a")["connected"].clone();
     to(&gateway, 10_002, "");
     reload();
+    assert_eq!(service(&gateway, "a")["connected"], before, "one that stays keeps its state");
     talk(&mut web, &mut web_end);
     talk(&mut old_end, &mut old);
     let status = gateway.json(&["status"]);
@@ -545,22 +547,30 @@ fn back_ends_on_another_machine_see_the_clients_own_address() {
         },
     );
     // A few ports, with a socket each.
-    configure(
-        &gateway,
-        &format!(
-            "[[entrance]]\nudp = \"443,1194\"\ntcp = \"443\"\n\
-             [[service]]\nname = \"web\"\nmatch = \"tls\"\nto = \"172.30.0.2:443\"\nproxy = \"transparent\"\n\
-             [[service]]\nname = \"vpn\"\nkey = \"{}\"\nto = \"172.30.0.2:1194\"\nproxy = \"transparent\"\n",
-            vpn.wrap_key().display()
-        ),
+    let services = format!(
+        "[[entrance]]\nudp = \"443,1194\"\ntcp = \"443\"\n\
+         [[service]]\nname = \"web\"\nmatch = \"tls\"\nto = \"172.30.0.2:443\"\nproxy = \"none\"\n\
+         [[service]]\nname = \"vpn\"\nkey = \"{}\"\nto = \"172.30.0.2:1194\"\nproxy = \"none\"\n",
+        vpn.wrap_key().display()
     );
+    configure(&gateway, &services);
     gateway.up();
     let (client, own) = (network.client(0), network.client_address(0));
     let server = SocketAddr::new(network.gateway_address(), 443);
-    assert_eq!(curl(client, server, "example.net", &["--http1.1"]).as_deref(), Some("web"));
-    eventually("the client's address in the web server's log", SOON, || {
-        std::fs::read_to_string(web.path("access.log")).unwrap().contains(&format!("web client {own} "))
-    });
+    let must_be_seen_as = |address: &str| {
+        assert_eq!(curl(client, server, "example.net", &["--http1.1"]).as_deref(), Some("web"));
+        eventually(&format!("{address} in the web server's log"), SOON, || {
+            let log = std::fs::read_to_string(web.path("access.log")).unwrap();
+            log.lines().last().is_some_and(|line| line.contains(&format!("web client {address} ")))
+        });
+    };
+    must_be_seen_as("172.30.0.1");
+    configure(&gateway, &services.replace("\"none\"", "\"transparent\""));
+    assert_eq!(gateway.json(&["reload"])["applied"], true);
+    must_be_seen_as(&own.to_string());
+    gateway.stop();
+    gateway.up();
+    must_be_seen_as(&own.to_string());
     let tunnel = OpenVpnClient::connect(client, &vpn.profile_to("guest", server));
     let said = vpn.process().wait_for_since(0, "[guest] Peer Connection Initiated", SOON);
     assert!(said.contains(&format!("[AF_INET]{own}:")), "{said}");
