@@ -10,7 +10,7 @@ DATA ?= data
 ADIT := target/release/adit
 
 RUN_PACKAGES := gcc libc6-dev make nftables iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
+TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssh-client openssh-server nginx stunnel4 curl openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
 
 .PHONY: help run demo test lint audit bench proof soak fuzz clean
 
@@ -85,7 +85,7 @@ proof-client:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
 proof-striping:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test port_plan --test learn --test export -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

@@ -58,7 +58,7 @@ pub use http::{HttpServer, Visit, http_get};
 pub use iperf::{IperfServer, iperf3};
 pub use light::{AT_ONCE, LightClient, LightSession, in_parallel};
 pub use network::{Layout, Network};
-pub use openvpn::{OpenVpnClient, OpenVpnServer, ServerWrap};
+pub use openvpn::{OpenVpnClient, OpenVpnServer, ServerSpec, ServerWrap};
 pub use ping::{PingResult, Pinger, ping, ping_with};
 pub use pki::{KEY_KINDS, TestPki, ready_key};
 pub use process::{Log, Process};

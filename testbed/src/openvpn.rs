@@ -1,6 +1,6 @@
 //! The stock `openvpn` program, as client and as server.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -262,6 +262,25 @@ pub enum ServerWrap {
     TlsCryptV2,
 }
 
+/// What an [`OpenVpnServer`] is like.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerSpec<'a> {
+    /// The name in its certificate.
+    pub name: &'a str,
+    /// Kind of its key.
+    pub key: &'a str,
+    /// Its networks inside: 10.`net`.0.0/24 and fd`net`::/64; from 10 to 99.
+    pub net: u8,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// TCP, or UDP.
+    pub tcp: bool,
+    /// What protects its control packets.
+    pub wrap: ServerWrap,
+    /// Options of the program; they come last and so overrule others.
+    pub options: &'a [&'a str],
+}
+
 /// A stock server, with a CA of its own.
 #[derive(Debug)]
 pub struct OpenVpnServer {
@@ -271,7 +290,7 @@ pub struct OpenVpnServer {
     dir: TempDir,
     pki: TestPki,
     wrap: ServerWrap,
-    address: IpAddr,
+    listen: SocketAddr,
     tcp: bool,
 }
 
@@ -290,25 +309,41 @@ impl OpenVpnServer {
     #[must_use]
     #[track_caller]
     pub fn start(host: &Arc<Host>, address: IpAddr, tcp: bool, wrap: ServerWrap, options: &[&str]) -> Self {
+        let listen = SocketAddr::new(address, Self::PORT);
+        Self::start_as(
+            host,
+            &ServerSpec { name: "foreign", key: "P-256", net: 77, listen, tcp, wrap, options },
+        )
+    }
+
+    /// Starts a server and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn start_as(host: &Arc<Host>, spec: &ServerSpec<'_>) -> Self {
+        let &ServerSpec { name, key, net, listen, tcp, wrap, options } = spec;
         let dir = tempfile::tempdir().expect("a directory");
         let pki = TestPki::new("P-256");
-        let (cert, key) = pki.issue("foreign", "serverAuth", "P-256");
+        let (cert, key) = pki.issue(name, "serverAuth", key);
         let write = |name: &str, text: &str| {
             std::fs::write(dir.path().join(name), text).expect("a file can be written");
         };
         write("ca.pem", &pki.ca());
         write("server.pem", &cert);
         write("server.key", &key);
-        let proto = match (tcp, address.is_ipv6()) {
+        let proto = match (tcp, listen.is_ipv6()) {
             (false, false) => "udp4",
             (false, true) => "udp6",
             (true, false) => "tcp4-server",
             (true, true) => "tcp6-server",
         };
-        let (address_text, port) = (address.to_string(), Self::PORT.to_string());
+        let (address_text, port) = (listen.ip().to_string(), listen.port().to_string());
+        let (inner, inner6) = (format!("10.{net}.0.0"), format!("fd{net}::/64"));
         let mut arguments = vec!["--verb", "3", "--dev", "tun", "--proto", proto, "--local", &address_text];
         arguments.extend(["--port", &port, "--topology", "subnet"]);
-        arguments.extend(["--server", "10.77.0.0", "255.255.255.0", "--server-ipv6", "fd77::/64"]);
+        arguments.extend(["--server", &inner, "255.255.255.0", "--server-ipv6", &inner6]);
         arguments.extend(["--ca", "ca.pem", "--cert", "server.pem", "--key", "server.key", "--dh", "none"]);
         arguments.extend(["--keepalive", "1", "4", "--remote-cert-tls", "client", "--tls-server"]);
         match wrap {
@@ -334,7 +369,7 @@ impl OpenVpnServer {
         arguments.extend(options);
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let process = Self::launch(host, &dir, &arguments);
-        Self { host: Arc::clone(host), process, arguments, dir, pki, wrap, address, tcp }
+        Self { host: Arc::clone(host), process, arguments, dir, pki, wrap, listen, tcp }
     }
 
     #[track_caller]
@@ -384,10 +419,26 @@ impl OpenVpnServer {
         format!(
             "client\ndev tun\nnobind\nremote {} {} {proto}\nremote-cert-tls server\nverb 3\n{wrap}\
              <ca>\n{}</ca>\n<cert>\n{cert}</cert>\n<key>\n{key}</key>\n",
-            self.address,
-            Self::PORT,
+            self.listen.ip(),
+            self.listen.port(),
             self.pki.ca(),
         )
+    }
+
+    /// A profile for a client that dials `remote` instead.
+    ///
+    /// # Panics
+    /// When OpenSSL makes no certificate.
+    #[must_use]
+    pub fn profile_to(&self, name: &str, remote: SocketAddr) -> String {
+        let own = format!("remote {} {}", self.listen.ip(), self.listen.port());
+        self.profile(name).replace(&own, &format!("remote {} {}", remote.ip(), remote.port()))
+    }
+
+    /// The file with the key of its wrap.
+    #[must_use]
+    pub fn wrap_key(&self) -> PathBuf {
+        self.dir.path().join("wrap.key")
     }
 
     /// The CA behind it.

@@ -7,6 +7,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
     ("iptables-restore", "iptables"),
     ("iptables-legacy-restore", "iptables"),
     ("nmcli", "network-manager"),

@@ -1,6 +1,7 @@
 //! What end-to-end tests share, on top of the testbed.
 #![forbid(unsafe_code)]
 
+pub mod backends;
 mod ends;
 mod matrix;
 mod parallel;

@@ -60,7 +60,7 @@ impl Attempt {
     ) -> std::io::Result<Self> {
         let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
         let handle = means.engine.new_handle();
-        means.engine.tell(Command::Adopt { handle, stream, leftover: Vec::new() });
+        means.engine.tell(Command::Adopt { handle, stream, remote, local, leftover: Vec::new() });
         Ok(Self::new(means, candidate, handle, Path::Stream { connection: handle, remote, local }, now))
     }
 

@@ -141,6 +141,10 @@ pub enum Command {
         handle: Handle,
         /// The connection; nonblocking.
         stream: TcpStream,
+        /// Who is at the other end; with a proxy between, not the stream's own.
+        remote: SocketAddr,
+        /// What that one has dialled.
+        local: SocketAddr,
         /// Bytes that were read beyond what has been handled.
         leftover: Vec<u8>,
     },

@@ -77,11 +77,11 @@ impl std::fmt::Display for Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
+    /// `remote` and `local` as [`Command::Adopt`](crate::Command::Adopt) has them.
+    pub(crate) fn new(stream: TcpStream, (remote, local): (SocketAddr, SocketAddr)) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         tcp::set_no_delay(&stream, true)?;
         tcp::set_not_sent_low_water(&stream, NOT_SENT)?;
-        let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
         Ok(Self {
             stream,
             remote,
@@ -210,7 +210,8 @@ mod tests {
     fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Connection::new(listener.accept().unwrap().0).unwrap(), peer)
+        let (stream, remote) = listener.accept().unwrap();
+        (Connection::new(stream, (remote, listener.local_addr().unwrap())).unwrap(), peer)
     }
 
     /// What one read brings, as packets.

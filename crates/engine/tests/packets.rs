@@ -94,7 +94,7 @@ impl Rig {
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             let (accepted, remote) = listener.accept().unwrap();
             let local = accepted.local_addr().unwrap();
-            engine.tell(Command::Adopt { handle, stream: accepted, leftover: Vec::new() });
+            engine.tell(Command::Adopt { handle, stream: accepted, remote, local, leftover: Vec::new() });
             // As in life, a control packet comes first: the shard has obeyed, and waits, when the session is attached.
             stream.write_all(&[0, 1, CONTROL]).unwrap();
             assert!(matches!(events.recv_timeout(LIMIT).unwrap(), Event::Control { .. }));

@@ -34,12 +34,14 @@ pub struct BackendOptions {
     /// Longest time that a connection may carry nothing; for UDP see
     /// [`DatagramOptions`](crate::DatagramOptions).
     pub idle_limit: Duration,
+    /// The same once one side has said its last: the other may have gone without a word.
+    pub half_closed_limit: Duration,
     /// After a failure clients are refused at once for so long; then one is the next attempt.
     pub retry: Duration,
 }
 
 impl BackendOptions {
-    /// 3 seconds to connect, an hour idle, a second between attempts, and no word of the client.
+    /// 3 seconds to connect, an hour idle, a minute when half closed, a second between attempts, and no word of the client.
     #[must_use]
     pub fn new(name: &str, address: SocketAddr) -> Self {
         Self {
@@ -48,6 +50,7 @@ impl BackendOptions {
             proxy: ProxyMode::None,
             connect_limit: Duration::from_secs(3),
             idle_limit: Duration::from_secs(3600),
+            half_closed_limit: Duration::from_secs(60),
             retry: Duration::from_secs(1),
         }
     }

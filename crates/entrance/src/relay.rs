@@ -175,6 +175,11 @@ impl Relay {
         self.connecting
     }
 
+    /// One side has said its last, and the other knows.
+    pub(crate) fn half_closed(&self) -> bool {
+        self.up.closed || self.down.closed
+    }
+
     /// There is more of the client to read, of which the poller will not tell again; with `ending` all there will be.
     pub(crate) fn client_has_more(&mut self, ending: bool) {
         self.client.readable = true;

@@ -505,7 +505,7 @@ impl<C: Classify> Worker<C> {
             (_, Held::Relay(relay)) => relay,
             (_, other) => return self.put(number, other),
         };
-        let connecting = relay.connecting();
+        let (connecting, whole) = (relay.connecting(), !relay.half_closed());
         let next = act(&mut relay, &self.poller, &mut self.tools);
         let reached = connecting && !relay.connecting();
         if reached {
@@ -517,9 +517,12 @@ impl<C: Classify> Worker<C> {
                 self.vacate(number);
             }
             Ok(next) => {
-                if reached {
-                    let limit = millis(relay.backend().options().idle_limit);
-                    self.deadlines.enter(number, limit, self.now);
+                let options = relay.backend().options();
+                if relay.half_closed() && !relay.connecting() && (whole || reached) {
+                    let limit = options.half_closed_limit.min(options.idle_limit);
+                    self.deadlines.enter(number, millis(limit), self.now);
+                } else if reached {
+                    self.deadlines.enter(number, millis(options.idle_limit), self.now);
                 } else if !relay.connecting() {
                     self.deadlines.touch(number, self.now);
                 }

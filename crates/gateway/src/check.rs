@@ -39,7 +39,7 @@ pub fn check(path: &Path) -> CheckReport {
         problems.push(problem("unsupported", message, hint));
     }
     if let Err(message) = switch::rules(config, &loaded.directory(), &[], &[]) {
-        problems.push(problem("service", message, "see [[service]] in docs/configuration.md"));
+        problems.push(problem("service", message, "see docs/services.md"));
     }
     problems.extend(local_conflicts(config));
     if config.identity.is_empty() {
@@ -127,6 +127,17 @@ mod tests {
         }
         let bad = report("[tunel]\n");
         assert!(!bad.ok && bad.problems[0].message.contains("did you mean `tunnel`"), "{:?}", bad.problems);
+    }
+
+    #[test]
+    fn a_back_end_on_a_port_of_the_gateways_own_is_refused() {
+        let service = "[[service]]\nname = \"a\"\nmatch = \"ssh\"\nto = \"127.0.0.1:443\"\n";
+        let own = report(&format!("{BASE}[[entrance]]\ntcp = 443\n{service}"));
+        assert!(own.problems[0].message.contains("no other program can listen there"), "{:?}", own.problems);
+        for elsewhere in ["udp = 443", "address = \"192.0.2.1\"\ntcp = 443", "tcp = \"1-29999\""] {
+            let report = report(&format!("{BASE}[[entrance]]\n{elsewhere}\n{service}"));
+            assert!(report.ok, "{elsewhere}: {:?}", report.problems);
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(crate) fn open(
     }
     let plan = capture_plan(config, others);
     if !plan.entrances.is_empty() {
+        // Here it costs nothing: a program that has not asked to share does not get the port of an answer either way.
+        let udp = UdpOptions { reuse_address: true, ..udp };
         let options = CaptureOptions { udp, tcp: listen, answering: ANSWERING };
         let Captured { udp, tcp } = plumbing.capture(&plan, &options)?;
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
@@ -105,7 +107,12 @@ pub(crate) fn capture_plan(config: &Config, others: &Others) -> CapturePlan {
         })
         .filter(|ports| !ports.udp.is_empty() || !ports.tcp.is_empty())
         .collect();
-    CapturePlan { entrances, spared: others.services.iter().flat_map(Spared::of).collect() }
+    // Else this machine's connections to a back end that is not there would end in the entrance, and each be relayed
+    // to the back end again.
+    let backends = config.service.iter().flat_map(|service| {
+        [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address: service.to })
+    });
+    CapturePlan { entrances, spared: others.services.iter().flat_map(Spared::of).chain(backends).collect() }
 }
 
 /// Entrances for the filter table, without what others have.
@@ -150,7 +157,9 @@ pub(crate) fn within<'a>(config: &Config, services: impl IntoIterator<Item = &'a
 pub(crate) fn latecomers(config: &Config, others: &Others, own: u32) -> Vec<Bound> {
     let bound = services::bound().unwrap_or_default();
     let new = bound.iter().filter(|bound| {
+        let address = SocketAddr::new(bound.address, bound.port);
         !others.released.contains(&bound.port)
+            && config.service.iter().all(|service| service.to != address)
             && !others.services.iter().any(|known| {
                 known.transport == bound.transport
                     && known.address == bound.address
@@ -184,12 +193,32 @@ pub(crate) fn can_follow(old: &Config, new: &Config) -> bool {
     old.entrance == new.entrance || captures_any(old) && captures_any(new) && sockets(old) == sockets(new)
 }
 
+/// Whether the first service can come, or the last one go, while the gateway runs: sockets of single ports are shared
+/// with flows of services, or not, from the beginning.
+pub(crate) fn services_can_come_and_go(config: &Config) -> bool {
+    config.entrance.iter().all(|entrance| own_sockets(entrance, Transport::Udp).is_empty())
+}
+
 /// A captured port, on any address.
 pub(crate) fn is_captured(config: &Config, others: &Others, port: u16) -> bool {
     capture_plan(config, others)
         .entrances
         .iter()
         .any(|ports| ports.udp.iter().chain(&ports.tcp).any(|range| range.contains(&port)))
+}
+
+/// Whether a socket of an entrance is all there can be at this address.
+pub(crate) fn has_socket(config: &Config, transport: Transport, address: SocketAddr) -> bool {
+    let at = |entrance: &EntranceConfig| match target(entrance) {
+        Target::Everything => address.ip().is_loopback(),
+        Target::Ipv4 => address.ip() == Ipv4Addr::LOCALHOST,
+        Target::Address(own) => own == address.ip(),
+        Target::Interface(_) => false,
+    };
+    config
+        .entrance
+        .iter()
+        .any(|entrance| at(entrance) && own_sockets(entrance, transport).contains(address.port()))
 }
 
 fn concerns(entrance: &EntranceConfig, bound: &Bound) -> bool {
@@ -294,6 +323,18 @@ mod tests {
     }
 
     #[test]
+    fn captured_ports_can_follow_and_trust_cannot() {
+        let old = config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"");
+        let fewer = config("[[entrance]]\nudp = \"1-20000\"\ntcp = \"1-29999\"");
+        let trusting =
+            config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"\nproxies = [\"192.0.2.0/24\"]");
+        assert!(can_follow(&old, &fewer));
+        assert!(!can_follow(&old, &trusting));
+        assert!(services_can_come_and_go(&old));
+        assert!(!services_can_come_and_go(&config("[[entrance]]\nudp = \"443\"")));
+    }
+
+    #[test]
     fn services_are_spared_and_left_to_the_kernels_own_ways() {
         let config = config("[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"");
         let services = vec![bound(Transport::Tcp, "::", 22), bound(Transport::Udp, "127.0.0.53", 53)];
@@ -306,6 +347,16 @@ mod tests {
             (rules[0].udp.to_string(), rules[0].tcp.to_string()),
             ("1-52,54-29999".to_owned(), "1-21,23-29999".to_owned())
         );
+    }
+
+    #[test]
+    fn the_way_to_a_back_end_is_no_entrance_even_while_it_is_not_there() {
+        let config = config(
+            "[[entrance]]\nudp = \"1-29999\"\n[[service]]\nname = \"a\"\nmatch = \"dns\"\nto = \"127.0.0.1:10053\"",
+        );
+        let spared = capture_plan(&config, &Others::default()).spared;
+        let address = "127.0.0.1:10053".parse().unwrap();
+        assert_eq!(spared, [Transport::Udp, Transport::Tcp].map(|transport| Spared { transport, address }));
     }
 
     #[test]

@@ -11,11 +11,13 @@ use adit_entrance::{
 };
 use adit_host::clock;
 use adit_host::plumbing::HostState;
+use adit_host::services::Transport as Bound;
 use adit_openvpn::gate::{Admission, IdentityWrap, Verdict as GateVerdict};
 use adit_tunnel::{DropReason, Drops};
 
 use crate::config::{Config, ProxyConfig, ServiceConfig, UnknownAnswer};
 use crate::control::{Control, Message};
+use crate::entrances::has_socket;
 use crate::identities::SharedGate;
 
 /// Where a rule leads.
@@ -55,11 +57,20 @@ pub(crate) fn rules(
             Some(backend) => Arc::clone(backend),
             None => Backend::new(options),
         };
-        let mut rule = Rule::new(
-            format!("service {}", service.name),
-            service.probe(base)?,
-            Target::Service(Arc::clone(&backend)),
-        );
+        let probe = service.probe(base)?;
+        let only_ours = |transport| match transport {
+            Transport::Udp => has_socket(config, Bound::Udp, service.to),
+            Transport::Tcp => has_socket(config, Bound::Tcp, service.to),
+        };
+        if probe.transport().map_or_else(|| Transport::BOTH.into_iter().all(only_ours), only_ours) {
+            return Err(format!(
+                "service {}: to = \"{}\" is a port of an [[entrance]], so no other program can listen there; give it \
+                 another port",
+                service.name, service.to
+            ));
+        }
+        let target = Target::Service(Arc::clone(&backend));
+        let mut rule = Rule::new(format!("service {}", service.name), probe, target);
         rule.ports.clone_from(&service.port);
         rules.push(rule);
         backends.push(backend);
@@ -213,6 +224,8 @@ impl Classify for Connections {
         match rules.table.judge(Transport::Tcp, seen, flow.dialled.port(), last) {
             Verdict::Undecided if !last => Judgement::More,
             Verdict::Matched(found) => match &found.rule.target {
+                // A port of this gateway as its own back end: each connection would lead to another.
+                Target::Service(backend) if backend.options().address == flow.dialled => Judgement::Unknown,
                 Target::Service(backend) => Judgement::Relay(Arc::clone(backend)),
                 Target::Identity => match self.0.admit(seen) {
                     Some(native) => Judgement::Native(native),
@@ -223,10 +236,12 @@ impl Classify for Connections {
         }
     }
 
-    fn take(&self, native: Native, stream: TcpStream, mut seen: Vec<u8>, _: Flow) {
+    fn take(&self, native: Native, stream: TcpStream, mut seen: Vec<u8>, flow: Flow) {
         let leftover = seen.split_off((2 + native.length).min(seen.len()));
         let packet = seen.split_off(2.min(seen.len()));
-        let message = Message::Stream { admission: native.admission, stream, packet, leftover };
+        let Flow { remote, dialled: local, .. } = flow;
+        let message =
+            Message::Stream { admission: native.admission, stream, remote, local, packet, leftover };
         if !self.0.control.offer(message) {
             self.0.count(DropReason::ControlQueueFull);
         }
@@ -244,6 +259,7 @@ impl Foreign for Switch {
         }
         match rules.table.judge(Transport::Udp, datagram, dialled.port(), true) {
             Verdict::Matched(found) => match &found.rule.target {
+                Target::Service(backend) if backend.options().address == dialled => Ok(false),
                 Target::Service(backend) if self.relays.relay(datagram, remote, dialled, backend) => Ok(true),
                 Target::Service(_) => Err(DropReason::HalfOpenFull),
                 // The gate has seen it, and had its reasons.

@@ -20,7 +20,6 @@ use adit_host::poll::{Events, Interest, Poller};
 use adit_host::services::Transport;
 use adit_host::tcp::{self, ListenOptions};
 use adit_host::udp::{RecvBatch, SendBatch, Slots, UdpOptions};
-use ipnet::IpNet;
 
 /// Descriptors of the process are counted.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -164,7 +164,9 @@ impl Shard {
             Command::Write(connection, packet) => self.write_control(connection, &packet),
             Command::Attach(session) => self.table.attach(&session),
             Command::Watch(remote, handle) => self.table.watch(remote, handle),
-            Command::Adopt { handle, stream, leftover } => self.adopt(handle, stream, &leftover),
+            Command::Adopt { handle, stream, remote, local, leftover } => {
+                self.adopt(handle, stream, (remote, local), &leftover);
+            }
             Command::Gate(gate) => self.gate = gate,
             Command::Forget(handle, done) => {
                 // What is under way to the peer goes first: it may be the farewell.

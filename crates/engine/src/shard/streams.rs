@@ -1,6 +1,6 @@
 //! Sessions over TCP.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use adit_host::poll::Interest;
@@ -11,8 +11,14 @@ use crate::stream::{Broken, Connection, MAX_PACKET, MAX_UNPROVEN, next_packet};
 use crate::{Event, Handle, Path};
 
 impl Shard {
-    pub(super) fn adopt(&mut self, handle: Handle, stream: TcpStream, leftover: &[u8]) {
-        let adopted = Connection::new(stream).and_then(|connection| {
+    pub(super) fn adopt(
+        &mut self,
+        handle: Handle,
+        stream: TcpStream,
+        ends: (SocketAddr, SocketAddr),
+        leftover: &[u8],
+    ) {
+        let adopted = Connection::new(stream, ends).and_then(|connection| {
             self.poller.add(connection.stream(), handle.number(), Interest::READ)?;
             Ok(connection)
         });

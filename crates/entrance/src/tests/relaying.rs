@@ -303,3 +303,27 @@ fn a_connection_that_carries_nothing_ends_and_one_that_does_stays() {
     assert_eq!(receive(&busy_server, 1), b"!");
     assert_eq!((backend.counts().idle, backend.counts().open), (1, 1));
 }
+
+#[test]
+fn half_a_connection_that_carries_nothing_ends_sooner() {
+    let limit = Duration::from_millis(400);
+    let (listener, backend) = back_end(|options| options.half_closed_limit = limit);
+    let stage = stage(&backend);
+    let (whole, whole_server) = pair(&stage, &listener);
+    let (half, half_server) = pair(&stage, &listener);
+    half.shutdown(Shutdown::Write).unwrap();
+    assert!(rest(&half_server).unwrap().is_empty());
+    let start = Instant::now();
+    half.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    for _ in 0..3 {
+        send(&half_server, b".");
+        receive(&half, 1);
+    }
+    assert_eq!(rest(&half).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    half.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(rest(&half).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_lasted(start, limit);
+    send(&whole, b"!");
+    assert_eq!(receive(&whole_server, 1), b"!");
+    assert_eq!((backend.counts().idle, backend.counts().open), (1, 1));
+}

@@ -100,7 +100,8 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.forward != new.forward, "[forward]");
     let closes = |config: &Config| config.unknown.answer == UnknownAnswer::Close;
     fixed(closes(old) != closes(new), "[unknown]");
-    fixed(old.service.is_empty() != new.service.is_empty(), "the first or the last [[service]]");
+    let first_or_last = old.service.is_empty() != new.service.is_empty();
+    fixed(first_or_last && !entrances::services_can_come_and_go(old), "the first or the last [[service]]");
     fixed(old.store != new.store, "[store]");
     fixed(old.api != new.api, "[api]");
     let (before, after) = (&old.tunnel, &new.tunnel);

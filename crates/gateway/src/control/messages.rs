@@ -1,7 +1,7 @@
 //! How others talk to the control thread.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
@@ -19,7 +19,16 @@ pub(crate) enum Message {
     /// The engine has something.
     Engine(EngineEvent),
     /// A TCP connection whose first record the gate let in.
-    Stream { admission: Box<Admission>, stream: TcpStream, packet: Vec<u8>, leftover: Vec<u8> },
+    Stream {
+        admission: Box<Admission>,
+        stream: TcpStream,
+        /// The client, as a trusted proxy tells it where there is one.
+        remote: SocketAddr,
+        /// What the client dialled, likewise.
+        local: SocketAddr,
+        packet: Vec<u8>,
+        leftover: Vec<u8>,
+    },
     /// The desk has decided.
     Decided(Handle, Decision),
     /// Who is connected?

@@ -8,7 +8,7 @@ mod messages;
 mod timers;
 
 use std::collections::{HashMap, HashSet};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -141,8 +141,8 @@ impl ControlThread {
     fn handle(&mut self, message: Message, now: Instant) {
         match message {
             Message::Engine(event) => self.engine_event(event, now),
-            Message::Stream { admission, stream, packet, leftover } => {
-                self.stream(&admission, stream, &packet, leftover, now);
+            Message::Stream { admission, stream, remote, local, packet, leftover } => {
+                self.stream(&admission, stream, (remote, local), &packet, leftover, now);
             }
             Message::Decided(handle, decision) => self.decided(handle, decision, now),
             Message::List(reply) => {
@@ -216,6 +216,7 @@ impl ControlThread {
         &mut self,
         admission: &Admission,
         stream: TcpStream,
+        (remote, local): (SocketAddr, SocketAddr),
         packet: &[u8],
         leftover: Vec<u8>,
         now: Instant,
@@ -223,12 +224,11 @@ impl ControlThread {
         if self.tcp_handshakes >= self.max_handshakes {
             return self.engine.drops().count(DropReason::HalfOpenFull);
         }
-        let (Ok(remote), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
         let handle = self.engine.new_handle();
         let path = Path::Stream { connection: handle, remote, local };
         if self.begin(handle, admission, path, now) {
             self.tcp_handshakes += 1;
-            self.engine.tell(Command::Adopt { handle, stream, leftover });
+            self.engine.tell(Command::Adopt { handle, stream, remote, local, leftover });
             self.packet(handle, packet, now);
         }
     }
