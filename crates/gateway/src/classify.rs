@@ -205,15 +205,16 @@ mod tests {
 
     #[test]
     fn flows_of_nobody_name_who_gets_them_and_identities_without_a_key_are_not_guessed() {
-        let plain = |name| format!("[[identity]]\nname = \"{name}\"\nkey = \"P-256\"\nwrap = \"none\"\n");
+        let plain = |key| format!("[[identity]]\nname = \"{key}\"\nkey = \"{key}\"\nwrap = \"none\"\n");
         let identity = |text: &str| {
             let dir = write(text, true);
-            let judged = of(&dir).judge(Transport::Udp, PLAIN, 1194, false);
-            assert_eq!(judged.outcome, Some(Outcome::Identity));
+            let judge = of(&dir);
+            let judged = judge.judge(Transport::Udp, PLAIN, 1194, false);
+            assert_eq!(judged.outcome, Some(Outcome::Identity), "{:?}", judge.notes());
             judged.identity
         };
-        assert_eq!(identity(&format!("{CONFIG}{}", plain("a"))), Some("a".into()));
-        assert_eq!(identity(&format!("{CONFIG}{}{}", plain("a"), plain("b"))), None);
+        assert_eq!(identity(&format!("{CONFIG}{}", plain("P-256"))), Some("P-256".into()));
+        assert_eq!(identity(&format!("{CONFIG}{}{}", plain("P-256"), plain("Ed25519"))), None);
         let dir = write(&format!("{CONFIG}[unknown]\nanswer = \"shell\"\n"), true);
         for (transport, service) in [(Transport::Tcp, Some("shell".to_owned())), (Transport::Udp, None)] {
             let judged = of(&dir).judge(transport, b"what is this", 443, false);
