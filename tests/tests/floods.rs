@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use adit_host::tcp::{self, Origin};
-use adit_testbed::{LightClient, Rng, Scale, eventually};
+use adit_testbed::{Gateway, LightClient, OpenVpnClient, Rng, Scale, eventually, ping};
 use adit_tests::Scene;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -46,13 +46,19 @@ fn source(n: usize) -> Ipv4Addr {
 struct Striped {
     scene: Scene,
     user: LightClient,
+    profile: String,
     lines_before: usize,
 }
 
 impl Striped {
     fn new(inspect: Duration) -> Self {
+        Self::with(inspect, |_| {})
+    }
+
+    fn with(inspect: Duration, prepare: impl FnOnce(&mut Gateway)) -> Self {
         adit_host::limits::raise_open_files().unwrap();
         let scene = Scene::new(3, |gateway| {
+            prepare(gateway);
             gateway.edit(|document| {
                 let all = "1-29999";
                 let entrance = format!(
@@ -63,10 +69,10 @@ impl Striped {
                 document["entrance"] = entrance["entrance"].clone();
             });
         });
-        let user = scene.gateway.add_user("user", &["--transport", "tcp", "--port", "443"]);
+        let profile = scene.gateway.add_user("user", &["--transport", "tcp", "--port", "443"]);
         let commands: String = (0..128).map(|n| format!("addr add {}/32 dev lo\n", source(n))).collect();
         scene.network.access.ip(&commands);
-        let mut striped = Self { scene, user: LightClient::new(&user), lines_before: 0 };
+        let mut striped = Self { scene, user: LightClient::new(&profile), profile, lines_before: 0 };
         striped.lines_before = striped.lines().len();
         striped
     }
@@ -179,6 +185,9 @@ fn slow_first_bytes_are_held_for_their_time_and_hold_up_nobody() {
             eprintln!("{held} of {count} held, {grown} bytes; opened within {:?}", opened - start);
             assert!(held >= count.min(4096) / 2, "{held} of {count} are held");
             striped.must_take(before);
+            let client = OpenVpnClient::connect(striped.scene.network.client(2), &striped.profile);
+            ping(client.host(), striped.scene.network.outside_address()).must_all_return();
+            client.stop();
         }
         if crowd.is_empty() {
             break;
@@ -187,6 +196,24 @@ fn slow_first_bytes_are_held_for_their_time_and_hold_up_nobody() {
     }
     assert!(start.elapsed() >= inspect, "nobody was given the time for inspection");
     striped.must_take(before);
+    striped.as_before();
+}
+
+#[test]
+fn strangers_leave_descriptors_for_clients() {
+    let files = 1024;
+    let striped = Striped::with(Duration::from_secs(2), |gateway| gateway.limit_open_files(files));
+    let before = striped.takes();
+    let descriptors = striped.descriptors();
+
+    let mut crowd = striped.open(2000, &(0..20).collect::<Vec<_>>(), &[443]);
+
+    assert!(striped.descriptors() <= descriptors + files as usize / 4 + 8, "{}", striped.descriptors());
+    striped.must_take(before);
+    eventually("the end of all", SOON, || {
+        crowd.retain_mut(Stranger::is_held);
+        crowd.is_empty()
+    });
     striped.as_before();
 }
 
