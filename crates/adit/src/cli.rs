@@ -105,8 +105,7 @@ Example:
     /// datagram. BYTES is payload both ways.
     #[command(after_help = "\
 Example:
-  tcpdump -i eth0 -w all.pcap udp or tcp
-  adit -c ./vpn/adit.toml classify all.pcap
+  adit -c ./vpn/adit.toml classify all.pcap      made with: tcpdump -i eth0 -w all.pcap
   adit classify all.pcap --json")]
     Classify(Classify),
     /// Find out from captures what tells kinds of clients apart by their first packets.
