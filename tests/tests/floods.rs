@@ -273,10 +273,9 @@ fn a_scan_of_all_udp_ports_hears_nothing() {
     assert_eq!(drops.values().sum::<u64>(), sent);
     let looked_at = sent - drops.get("source_budget").copied().unwrap_or(0);
     let most = PER_SECOND * (BURST + 1 + start.elapsed().as_secs());
-    assert!(
-        looked_at <= most && sent > most,
-        "{looked_at} of {sent} datagrams of one network were looked at"
-    );
+    let all_at_once = PER_SECOND * BURST;
+    assert!(sent > most, "too few to reach the limit");
+    assert!((all_at_once..=most).contains(&looked_at), "{looked_at} of {sent} datagrams were looked at");
     assert!(striped.memory() < memory + SLACK);
 
     // Somebody with a key is answered, and that is seen.

@@ -76,10 +76,12 @@ impl Shard {
         }
     }
 
-    /// Offers a datagram that is nobody's here to others. Whoever sends too many is not looked at.
+    /// Offers a datagram that is nobody's here to others. Whoever sends too many is not looked at; the gate has counted
+    /// those that it has seen.
     fn offer(&self, datagram: &[u8], from: Origin, reason: DropReason) -> Result<(), DropReason> {
         let (Some(foreign), Some(gate)) = (&self.foreign, &self.gate) else { return Err(reason) };
-        if !gate.may_ask(from.remote.ip(), self.now / 1000) {
+        let counted = reason == DropReason::NoKeyVerified;
+        if !counted && !gate.may_ask(from.remote.ip(), self.now / 1000) {
             return Err(DropReason::SourceBudget);
         }
         if foreign.take(datagram, from.remote, from.local) { Ok(()) } else { Err(reason) }

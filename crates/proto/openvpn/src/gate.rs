@@ -133,17 +133,18 @@ impl Gate {
         }
     }
 
-    /// Judges a datagram `from` a client `to` an address of ours that no session claims.
+    /// Judges a datagram `from` a client `to` an address of ours that no session claims. It counts as one that its
+    /// network [may ask](Self::may_ask), whatever it is.
     #[must_use]
     pub fn datagram(&self, packet: &[u8], from: SocketAddr, to: SocketAddr, now: Moment) -> Verdict {
+        if !self.may_ask(from.ip(), now.steady) {
+            return Verdict::Drop(DropReason::SourceBudget);
+        }
         let Some(head) =
             Head::parse(packet).filter(|head| head.key.index() == 0 && packet.len() <= MAX_FIRST)
         else {
             return Verdict::Drop(DropReason::NoKeyVerified);
         };
-        if !self.may_ask(from.ip(), now.steady) {
-            return Verdict::Drop(DropReason::SourceBudget);
-        }
         let ends = Ends { from, to };
         match head.opcode {
             Opcode::HardResetClientV2 => self.first(packet, &ends, now),
