@@ -85,7 +85,7 @@ proof-client:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test client --test client_refusals -- --nocapture
 proof-striping:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export --test classify --test floods -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

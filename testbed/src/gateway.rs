@@ -54,6 +54,7 @@ pub struct Gateway {
     process: Option<Process>,
     before: Option<Snapshot>,
     environment: Vec<(String, String)>,
+    open_files: Option<u32>,
     expected_errors: Vec<String>,
     /// Logs of gateways that were here before.
     past: Vec<String>,
@@ -85,6 +86,7 @@ impl Gateway {
             process: None,
             before: None,
             environment: vec![("ADIT_LOG".into(), "info".into())],
+            open_files: None,
             expected_errors: Vec::new(),
             past: Vec::new(),
         };
@@ -186,6 +188,11 @@ impl Gateway {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// It is started with no more than so many descriptors.
+    pub fn limit_open_files(&mut self, count: u32) {
+        self.open_files = Some(count);
+    }
+
     /// Lines of level ERROR with `text` in them are part of the test.
     pub fn expect_error(&mut self, text: &str) {
         self.expected_errors.push(text.to_owned());
@@ -212,6 +219,11 @@ impl Gateway {
             self.before = Some(Snapshot::take(&self.host));
         }
         let mut command = self.command(&["up"]);
+        if let Some(count) = self.open_files {
+            let adit = std::mem::replace(&mut command, Command::new("prlimit"));
+            command.arg(format!("--nofile={count}:{count}")).arg(adit.get_program()).args(adit.get_args());
+            command.envs(adit.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        }
         self.process = Some(self.host.spawn("the gateway", &mut command));
     }
 

@@ -93,6 +93,14 @@ impl LightClient {
         Self { settings: Arc::new(settings), wrap }
     }
 
+    /// A new client's first packet, not sent anywhere.
+    #[must_use]
+    pub fn first_packet(&self, server: SocketAddr, tcp: bool) -> Vec<u8> {
+        let mut packet = Vec::new();
+        self.machine(server, tcp).poll_transmit(&mut packet, Instant::now());
+        packet
+    }
+
     /// Sends a first packet and takes the answer: it comes from the dialled address and port, and the profile's key
     /// verifies it. The session goes no further.
     ///

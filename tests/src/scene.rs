@@ -34,11 +34,11 @@ impl Scene {
     /// # Panics
     /// When client 0 does not connect.
     #[must_use]
-    pub fn new(clients: usize, prepare: impl FnOnce(&Gateway)) -> Self {
+    pub fn new(clients: usize, prepare: impl FnOnce(&mut Gateway)) -> Self {
         let network = Network::with_clients(clients);
         let mut gateway = Gateway::new(&network);
         gateway.add_identity("auth", "P-256", "tls-auth SHA256");
-        prepare(&gateway);
+        prepare(&mut gateway);
         gateway.up();
         let profile = gateway.add_user("ann", &["--transport", "udp"]);
         let good = OpenVpnClient::connect(network.client(0), &profile);

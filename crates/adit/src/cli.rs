@@ -98,6 +98,16 @@ Example:
   adit connect ann.ovpn --full --kill-switch      and nothing past it, come what may
   adit connect ann.ovpn --status-json             each change of state as a line of JSON")]
     Connect(Connect),
+    /// Say whose each flow of a capture is, and why: the decision of the gateway with this configuration.
+    ///
+    /// The capture is pcap or pcapng. Identities and services are those of the configuration, with their keys; when it
+    /// cannot be read, protocols are told by form only. Of TCP, what the client says first counts; of UDP, the first
+    /// datagram. BYTES is payload both ways.
+    #[command(after_help = "\
+Example:
+  adit -c ./vpn/adit.toml classify all.pcap      made with: tcpdump -i eth0 -w all.pcap
+  adit classify all.pcap --json")]
+    Classify(Classify),
     /// Find out from captures what tells kinds of clients apart by their first packets.
     ///
     /// Each capture (pcap or pcapng) has connections of one kind of clients, at least three. Length and bytes of
@@ -335,6 +345,14 @@ pub(crate) enum Identity {
         /// The name.
         name: String,
     },
+}
+
+/// `adit classify`
+#[derive(Debug, Args)]
+pub(crate) struct Classify {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub(crate) capture: PathBuf,
 }
 
 /// `adit learn`

@@ -1,27 +1,24 @@
 //! `adit learn`.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use adit_capture::flows::{Flows, Transport, flows};
+use adit_capture::flows::{Flows, Transport};
 use adit_capture::learn::{FalsePositives, Finding, Kind, Lesson, learn as compare};
 use serde_json::{Value, json};
 
 use crate::cli::Learn;
-use crate::output;
+use crate::{captured, output};
 
 /// A query that found nothing.
 const NOTHING: u8 = 3;
-/// Larger captures are refused: they are read as a whole.
-const MAX_FILE: u64 = 1 << 30;
 
 /// Runs the command.
 pub(crate) fn learn(options: &Learn, json: bool) -> Result<ExitCode, String> {
     let mut captures = Vec::new();
     for path in &options.captures {
-        captures.push((path.display().to_string(), read(path)?));
+        captures.push((path.display().to_string(), captured::read(path)?));
     }
-    let background = options.background.as_deref().map(read).transpose()?;
+    let background = options.background.as_deref().map(captured::read).transpose()?;
     let kinds: Vec<Kind<'_>> =
         captures.iter().map(|(name, flows)| Kind { name, flows: &flows.flows }).collect();
     let lessons = compare(&kinds, background.as_ref().map(|flows| flows.flows.as_slice()));
@@ -47,16 +44,6 @@ pub(crate) fn learn(options: &Learn, json: bool) -> Result<ExitCode, String> {
     };
     crate::eprintln(&format!("adit: nothing tells the captures apart: {why}"));
     Ok(ExitCode::from(NOTHING))
-}
-
-fn read(path: &Path) -> Result<Flows, String> {
-    let fault = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-    let length = std::fs::metadata(path).map_err(|error| fault(&error))?.len();
-    if length > MAX_FILE {
-        return Err(fault(&format!("{length} bytes are more than {MAX_FILE}; cut it with `tcpdump -r`")));
-    }
-    let bytes = std::fs::read(path).map_err(|error| fault(&error))?;
-    flows(&bytes).map_err(|error| fault(&error))
 }
 
 fn show(lessons: &[Lesson], captures: &[(String, Flows)]) {
@@ -88,12 +75,7 @@ fn show(lessons: &[Lesson], captures: &[(String, Flows)]) {
         notes += "u32 takes the IP header to have no options (20 bytes); \"u32 any header\" is right for all headers\n";
     }
     for (name, flows) in captures {
-        if let Some(offset) = flows.truncated {
-            notes += &format!("{name} ends within the packet at offset {offset}, which was left out\n");
-        }
-        if flows.cut > 0 {
-            notes += &format!("{} packets of {name} were cut by the capture and left out\n", flows.cut);
-        }
+        captured::notes(name, flows).iter().for_each(|note| notes += &format!("{note}\n"));
     }
     output::print(&notes);
 }

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod captured;
+mod classify;
 mod cli;
 mod commands;
 mod connect;
@@ -95,6 +97,10 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Connect(options) => {
             connect::connect(&options, cli.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Classify(options) => {
+            classify::classify(config, &options, cli.json)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Learn(options) => Ok(learn::learn(&options, cli.json)?),

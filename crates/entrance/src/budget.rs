@@ -46,20 +46,17 @@ impl Budget {
     /// Takes a place for `network`; without one it counts in the total only.
     pub(crate) fn take(&self, network: Option<Network>) -> Result<(), Full> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = network {
+            // Asked first: a network that has all it may have is not to cost others their places.
+            if taken.networks.get(&network).copied().unwrap_or(0) >= self.each {
+                return Err(Full::Network);
+            }
+        }
         if taken.total >= self.total {
             return Err(Full::Altogether);
         }
         if let Some(network) = network {
-            let count = taken.networks.entry(network).or_default();
-            if *count >= self.each {
-                // With no place at all for a network its entry would stay.
-                let unused = *count == 0;
-                if unused {
-                    taken.networks.remove(&network);
-                }
-                return Err(Full::Network);
-            }
-            *count += 1;
+            *taken.networks.entry(network).or_default() += 1;
         }
         taken.total += 1;
         Ok(())
@@ -111,6 +108,7 @@ mod tests {
             [Ok(()), Err(Full::Altogether), Err(Full::Altogether)]
         );
 
+        assert_eq!(budget.take(ann), Err(Full::Network), "whatever others have");
         budget.give(ann);
         assert_eq!(budget.take(None), Ok(()));
         budget.give(None);

@@ -65,6 +65,8 @@ counters! {
         timed_out,
         /// Ended by the client before they were decided.
         gone,
+        /// Decided before their time was up, because there was no place for somebody new.
+        cut_short,
         /// Closed at once: too many are undecided.
         refused_full,
         /// Closed at once: too many of one network are undecided.

@@ -268,8 +268,12 @@ impl<C: Classify> Worker<C> {
             }
             Decision::Wait => {}
         }
-        match self.shared.common.undecided.take(network) {
-            Ok(()) => {}
+        let unknown = matches!(decision, Decision::Unknown);
+        let seen = if unknown { Vec::new() } else { seen.to_vec() };
+        let room = self.make_room(network, inspect);
+        let counters = &self.shared.common.counters;
+        match room {
+            Ok(()) => counters.undecided.raise(),
             Err(full) => {
                 match full {
                     Full::Altogether => counters.refused_full.raise(),
@@ -278,9 +282,6 @@ impl<C: Classify> Worker<C> {
                 return tcp::abort(stream);
             }
         }
-        counters.undecided.raise();
-        let unknown = matches!(decision, Decision::Unknown);
-        let seen = if unknown { Vec::new() } else { seen.to_vec() };
         let undecided = Undecided { stream, flow, seen, preamble, unknown, network };
         let number = self.place();
         let Some(place) = self.places.get_mut(number as usize) else { return };
@@ -295,6 +296,25 @@ impl<C: Classify> Worker<C> {
             return self.drop_held(number);
         }
         self.deadlines.enter(number, inspect, self.now);
+    }
+
+    /// Takes a place among the undecided. When all are taken, whoever of this thread has had one for the longest time is
+    /// decided by what it has shown: strangers that say nothing would keep out clients, which need theirs for a moment.
+    fn make_room(&mut self, network: Option<Network>, inspect: u64) -> Result<(), Full> {
+        let common = Arc::clone(&self.shared.common);
+        let full = match common.undecided.take(network) {
+            Err(Full::Altogether) => Full::Altogether,
+            result => return result,
+        };
+        let oldest = self.deadlines.oldest(inspect).ok_or(full)?;
+        let place = self.places.get(oldest as usize);
+        if !place.is_some_and(|place| matches!(place.held, Held::Undecided(_))) {
+            return Err(full);
+        }
+        self.deadlines.leave(oldest);
+        common.counters.cut_short.raise();
+        self.expire(oldest);
+        common.undecided.take(network)
     }
 
     fn first_bytes(&self) -> usize {

@@ -12,9 +12,9 @@ use adit_openvpn::wrap::{Direction, WrapKeys};
 use adit_pki::UnixTime;
 use adit_tls::{Identity as TlsIdentity, ServerSettings, ServerTls, SettingsError};
 
-use crate::config::{Config, TunnelConfig, WrapKind};
+use crate::config::{Config, IdentityConfig, Loaded, TunnelConfig, WrapKind};
 use crate::control::IdentityPlan;
-use crate::keyring::{IdentityKeys, Keyring, KeyringFault, WrapKey};
+use crate::keyring::{self, IdentityKeys, Keyring, KeyringFault, WrapKey};
 
 /// Why the identities cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ pub(crate) struct Numbering {
 
 impl Numbering {
     pub(crate) fn new() -> Self {
-        Self { known: Mutex::default(), secret: crate::keyring::random() }
+        Self { known: Mutex::default(), secret: keyring::random() }
     }
 
     fn number(&self, name: &str) -> IdentityId {
@@ -113,7 +113,7 @@ impl Numbering {
         let mut plans = HashMap::new();
         for (keys, tls) in identities.iter().zip(tls_sources(keyring, identities)?) {
             let id = self.number(&keys.config.name);
-            wraps.push((id, identity_wrap(keys)));
+            wraps.push((id, identity_wrap(&keys.config, &keys.wrap)));
             let settings = Arc::new(settings(keys, tls, tunnel));
             let plan = IdentityPlan {
                 name: keys.config.name.clone(),
@@ -130,7 +130,20 @@ impl Numbering {
 
 /// Each identity's name, and how its control packets are protected.
 pub(crate) fn wraps(identities: &[IdentityKeys]) -> Vec<(String, IdentityWrap)> {
-    identities.iter().map(|keys| (keys.config.name.clone(), identity_wrap(keys))).collect()
+    identities
+        .iter()
+        .map(|keys| (keys.config.name.clone(), identity_wrap(&keys.config, &keys.wrap)))
+        .collect()
+}
+
+/// The same from the state directory alone, where nothing is made or renewed: without a wrap where the key is still to
+/// be made.
+pub(crate) fn present_wraps(loaded: &Loaded) -> Result<Vec<(String, Option<IdentityWrap>)>, KeyringFault> {
+    let wrap = |config: &IdentityConfig| {
+        let key = keyring::present_wrap_key(&loaded.state(), config)?;
+        Ok((config.name.clone(), key.map(|key| identity_wrap(config, &key))))
+    };
+    loaded.config.identity.iter().map(wrap).collect()
 }
 
 /// A TLS source for each identity. Identities without a wrap are reached by the same packets, so each of them
@@ -155,11 +168,11 @@ fn tls_sources(keyring: &Keyring, identities: &[IdentityKeys]) -> Result<Vec<Arc
         .collect()
 }
 
-fn identity_wrap(keys: &IdentityKeys) -> IdentityWrap {
-    match &keys.wrap {
+fn identity_wrap(config: &IdentityConfig, key: &WrapKey) -> IdentityWrap {
+    match key {
         WrapKey::None => IdentityWrap::Shared(WrapKeys::none()),
-        WrapKey::Shared(key) if keys.config.wrap == WrapKind::TlsAuth => {
-            IdentityWrap::Shared(WrapKeys::tls_auth(key, keys.config.digest(), Direction::Normal))
+        WrapKey::Shared(key) if config.wrap == WrapKind::TlsAuth => {
+            IdentityWrap::Shared(WrapKeys::tls_auth(key, config.digest(), Direction::Normal))
         }
         WrapKey::Shared(key) => IdentityWrap::Shared(WrapKeys::tls_crypt(key, Role::Server)),
         WrapKey::PerClient(key) => IdentityWrap::PerClient(Unwrapper::new(key)),

@@ -338,26 +338,45 @@ impl Keyring {
     }
 
     fn wrap_key(&self, config: &IdentityConfig) -> Result<WrapKey, KeyringFault> {
-        let path = self.identity_dir(&config.name).join("wrap.key");
-        let damaged = |fault| KeyringFault::WrapKey { path: path.clone(), fault };
-        match config.wrap {
-            WrapKind::None => Ok(WrapKey::None),
-            WrapKind::TlsAuth | WrapKind::TlsCrypt => {
-                if !path.exists() {
-                    let key = StaticKey::new(&random());
-                    write_secret(&path, key.to_text().as_bytes())?;
-                }
-                StaticKey::parse(&read_text(&path)?).map(WrapKey::Shared).map_err(damaged)
-            }
-            WrapKind::TlsCryptV2 => {
-                if !path.exists() {
-                    let key = ServerKeyV2::new(&random());
-                    write_secret(&path, key.to_text().as_bytes())?;
-                }
-                ServerKeyV2::parse(&read_text(&path)?).map(WrapKey::PerClient).map_err(damaged)
-            }
+        if let Some(key) = present_wrap_key(&self.dir, config)? {
+            return Ok(key);
         }
+        let text = match config.wrap {
+            WrapKind::TlsCryptV2 => ServerKeyV2::new(&random()).to_text(),
+            WrapKind::None | WrapKind::TlsAuth | WrapKind::TlsCrypt => StaticKey::new(&random()).to_text(),
+        };
+        let path = wrap_path(&self.dir, &config.name);
+        write_secret(&path, text.as_bytes())?;
+        read_wrap_key(&path, config.wrap)
     }
+}
+
+fn wrap_path(dir: &Path, identity: &str) -> PathBuf {
+    dir.join("identities").join(identity).join("wrap.key")
+}
+
+/// What protects an identity's control packets, as it is in the state directory `dir`; `None` when it is still to be
+/// made. Changes nothing.
+///
+/// # Errors
+/// [`KeyringFault`] when the key cannot be read.
+pub(crate) fn present_wrap_key(dir: &Path, config: &IdentityConfig) -> Result<Option<WrapKey>, KeyringFault> {
+    let path = wrap_path(dir, &config.name);
+    match config.wrap {
+        WrapKind::None => Ok(Some(WrapKey::None)),
+        _ if !path.exists() => Ok(None),
+        kind => read_wrap_key(&path, kind).map(Some),
+    }
+}
+
+fn read_wrap_key(path: &Path, kind: WrapKind) -> Result<WrapKey, KeyringFault> {
+    let text = read_text(path)?;
+    let key = match kind {
+        WrapKind::None => return Ok(WrapKey::None),
+        WrapKind::TlsAuth | WrapKind::TlsCrypt => StaticKey::parse(&text).map(WrapKey::Shared),
+        WrapKind::TlsCryptV2 => ServerKeyV2::parse(&text).map(WrapKey::PerClient),
+    };
+    key.map_err(|fault| KeyringFault::WrapKey { path: path.to_owned(), fault })
 }
 
 /// Random bytes fit for keys.

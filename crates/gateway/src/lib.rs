@@ -4,6 +4,7 @@
 pub mod admin;
 mod alarm;
 pub mod check;
+pub mod classify;
 mod clock;
 pub mod config;
 mod control;

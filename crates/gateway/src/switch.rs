@@ -23,8 +23,8 @@ use crate::identities::SharedGate;
 /// Where a rule leads.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
-    /// To an identity; which one, the gate says.
-    Identity,
+    /// To an identity: this one, unless several have no key. The gate says the same.
+    Identity(Option<String>),
     /// To a back end.
     Service(Arc<Backend>),
 }
@@ -87,18 +87,21 @@ pub(crate) fn rules(
 
 fn native(identities: &[(String, IdentityWrap)]) -> Vec<Rule<Target>> {
     let mut rules = Vec::new();
-    let mut plain = false;
+    let mut plain = Vec::new();
     for (name, wrap) in identities {
-        let probe = match OpenVpnKey::of_identity(wrap) {
-            Some(key) => Probe::OpenVpnKey(key),
-            // Several without a key are told apart later, by TLS.
-            None if plain => continue,
-            None => {
-                plain = true;
-                Probe::OpenVpn(OpenVpnForm::Plain)
-            }
-        };
-        rules.push(Rule::new(format!("identity {name}"), probe, Target::Identity));
+        match OpenVpnKey::of_identity(wrap) {
+            Some(key) => rules.push(Rule::new(
+                format!("identity {name}"),
+                Probe::OpenVpnKey(key),
+                Target::Identity(Some(name.clone())),
+            )),
+            None => plain.push(name),
+        }
+    }
+    if let [first, others @ ..] = plain.as_slice() {
+        // Several without a key are told apart later, by TLS.
+        let target = Target::Identity(others.is_empty().then(|| (*first).clone()));
+        rules.push(Rule::new(format!("identity {first}"), Probe::OpenVpn(OpenVpnForm::Plain), target));
     }
     rules
 }
@@ -176,6 +179,22 @@ impl Switch {
 }
 
 impl Rules {
+    /// The rule that takes a flow.
+    pub(crate) fn judge(
+        &self,
+        transport: Transport,
+        seen: &[u8],
+        port: u16,
+        last: bool,
+    ) -> Verdict<'_, Target> {
+        self.table.judge(transport, seen, port, last)
+    }
+
+    /// Who gets connections of nobody.
+    pub(crate) fn decoy(&self) -> Option<&Backend> {
+        self.decoy.as_deref()
+    }
+
     /// The back ends, in the configuration's order.
     pub(crate) fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
@@ -221,13 +240,13 @@ impl Classify for Connections {
 
     fn judge(&self, seen: &[u8], flow: &Flow, last: bool) -> Judgement<Native> {
         let rules = self.0.rules();
-        match rules.table.judge(Transport::Tcp, seen, flow.dialled.port(), last) {
+        match rules.judge(Transport::Tcp, seen, flow.dialled.port(), last) {
             Verdict::Undecided if !last => Judgement::More,
             Verdict::Matched(found) => match &found.rule.target {
                 // A port of this gateway as its own back end: each connection would lead to another.
                 Target::Service(backend) if backend.options().address == flow.dialled => Judgement::Unknown,
                 Target::Service(backend) => Judgement::Relay(Arc::clone(backend)),
-                Target::Identity => match self.0.admit(seen) {
+                Target::Identity(_) => match self.0.admit(seen) {
                     Some(native) => Judgement::Native(native),
                     None => self.0.nobody(&rules),
                 },
@@ -257,13 +276,13 @@ impl Foreign for Switch {
         if !self.gate.get().may_ask_others(remote.ip(), clock::monotonic_ms() / 1000) {
             return Err(DropReason::SourceBudget);
         }
-        match rules.table.judge(Transport::Udp, datagram, dialled.port(), true) {
+        match rules.judge(Transport::Udp, datagram, dialled.port(), true) {
             Verdict::Matched(found) => match &found.rule.target {
                 Target::Service(backend) if backend.options().address == dialled => Ok(false),
                 Target::Service(backend) if self.relays.relay(datagram, remote, dialled, backend) => Ok(true),
                 Target::Service(_) => Err(DropReason::HalfOpenFull),
                 // The gate has seen it, and had its reasons.
-                Target::Identity => Ok(false),
+                Target::Identity(_) => Ok(false),
             },
             Verdict::Undecided | Verdict::Unknown => Ok(false),
         }

@@ -40,6 +40,8 @@ const INBOX: usize = 8192;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long clients have to hear that the gateway goes away.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Descriptors that every process has, where the system does not say.
+const USUAL_OPEN_FILES: u64 = 1024;
 
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -114,9 +116,10 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     let loaded = Loaded::read(config)?;
     loaded.refuse_unsupported()?;
     // Descriptors and core dumps: better with, but no reason not to start.
-    if let Err(error) = adit_host::limits::raise_open_files() {
+    let open_files = adit_host::limits::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the number of open files");
-    }
+        USUAL_OPEN_FILES
+    });
     if let Err(error) = adit_host::limits::forbid_core_dumps() {
         tracing::warn!(%error, "cannot forbid core dumps");
     }
@@ -131,7 +134,7 @@ pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
         .thread_name("control-rt")
         .enable_all()
         .build()?;
-    let (gateway, alarms) = Gateway::start(loaded, &runtime)?;
+    let (gateway, alarms) = Gateway::start(loaded, &runtime, open_files)?;
     let result = runtime.block_on(gateway.serve(ready, alarms));
     gateway.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -153,7 +156,11 @@ struct Gateway {
 impl Gateway {
     /// Sets everything up. What has been done is undone when a later step fails: handles see to it as they go. The
     /// alarms ring when a part without which it is of no use has ended.
-    fn start(loaded: Loaded, runtime: &tokio::runtime::Runtime) -> Result<(Self, Alarms), UpFault> {
+    fn start(
+        loaded: Loaded,
+        runtime: &tokio::runtime::Runtime,
+        open_files: u64,
+    ) -> Result<(Self, Alarms), UpFault> {
         let config = loaded.config.clone();
         let state = loaded.state();
         if config.identity.is_empty() {
@@ -194,7 +201,9 @@ impl Gateway {
         let control = Control::new(inbox);
         let gate = Arc::new(gate);
         let shared_gate = SharedGate::new(Arc::clone(&gate));
-        let relays = DatagramRelays::start(DatagramOptions::default(), relay_events(&alarms))?;
+        let usual = DatagramOptions::default();
+        let options = DatagramOptions { max_flows: share_of(open_files, usual.max_flows), ..usual };
+        let relays = DatagramRelays::start(options, relay_events(&alarms))?;
         let switch = Switch::new(rules, shared_gate.clone(), control.clone(), relays);
         let offer = control.clone();
         let alarm = alarms.alarm("the packet loop");
@@ -228,7 +237,7 @@ impl Gateway {
         let socket = loaded.socket();
         switch.count_in(engine.drops());
         let reception = Reception::start(
-            reception_options(&config),
+            reception_options(&config, open_files),
             Connections(Arc::clone(&switch)),
             relay_events(&alarms),
         )?;
@@ -382,14 +391,22 @@ fn open_store(state: &Path, config: &Config) -> Result<Store, UpFault> {
     Ok(store)
 }
 
-fn reception_options(config: &Config) -> Options {
+fn reception_options(config: &Config, open_files: u64) -> Options {
     let unknown = match &config.unknown.answer {
         UnknownAnswer::Close => Unknown::Close,
         // A decoy is a back end like any other; without it there is silence.
         UnknownAnswer::Silence | UnknownAnswer::Service(_) => Unknown::Silence,
     };
     let trusted_proxies = config.entrance.iter().flat_map(|entrance| entrance.proxies.clone()).collect();
-    Options { unknown, trusted_proxies, ..Options::default() }
+    let usual = Options::default();
+    let max_undecided = share_of(open_files, usual.max_undecided);
+    Options { unknown, trusted_proxies, max_undecided, ..usual }
+}
+
+/// How many of `usual` strangers there may be with so many descriptors: a quarter of them for connections, a quarter for
+/// UDP flows, so that clients always find one.
+fn share_of(open_files: u64, usual: usize) -> usize {
+    usize::try_from(open_files / 4).map_or(usual, |quarter| quarter.min(usual))
 }
 
 /// What is said of back ends, and of threads that end.
@@ -481,6 +498,12 @@ async fn serve_api(listener: &UnixListener, router: axum::Router) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_have_half_of_the_descriptors_at_most() {
+        let shares = [64, 1024, 20_000, u64::MAX].map(|files| share_of(files, 4096));
+        assert_eq!(shares, [16, 256, 4096, 4096]);
+    }
 
     #[test]
     fn the_api_replaces_a_socket_that_nobody_serves_and_no_other_file() {

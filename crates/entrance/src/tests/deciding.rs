@@ -130,21 +130,40 @@ fn no_more_than_the_first_bytes_are_read() {
 }
 
 #[test]
-fn places_are_bounded_altogether_and_for_each_network_and_others_are_refused_at_once() {
-    for (max_undecided, max_undecided_per_network) in [(3, 100), (100, 3)] {
-        let stage = Stage::new(Options { max_undecided, max_undecided_per_network, ..options() }, LONG, None);
-        let waiting: Vec<TcpStream> = (0..3).map(|_| stage.client()).collect();
-        eventually(|| stage.reception.counts().undecided, |undecided| *undecided == 3);
-        assert!(is_reset(rest(&stage.client())));
-        let counts = stage.reception.counts();
-        let (full, network) = if max_undecided == 3 { (1, 0) } else { (0, 1) };
-        assert_eq!((counts.refused_full, counts.refused_network), (full, network));
+fn a_network_has_so_many_places_and_more_of_it_are_refused_at_once() {
+    let stage = Stage::new(Options { max_undecided_per_network: 3, ..options() }, LONG, None);
+    let waiting: Vec<TcpStream> = (0..3).map(|_| stage.client()).collect();
+    eventually(|| stage.reception.counts().undecided, |undecided| *undecided == 3);
+    assert!(is_reset(rest(&stage.client())));
+    let counts = stage.reception.counts();
+    assert_eq!((counts.refused_full, counts.refused_network), (0, 1));
 
-        // Whoever is decided makes room.
-        send(&waiting[0], b"native");
-        stage.taken();
-        let client = stage.client();
-        send(&client, b"native");
+    // Whoever is decided makes room.
+    send(&waiting[0], b"native");
+    stage.taken();
+    let client = stage.client();
+    send(&client, b"native");
+    stage.taken();
+}
+
+#[test]
+fn when_all_places_are_taken_whoever_has_waited_longest_is_decided_at_once() {
+    let stage = Stage::new(Options { max_undecided: 3, ..options() }, LONG, None);
+    let waiting: Vec<TcpStream> = (0..3)
+        .map(|n| {
+            let client = stage.client();
+            eventually(|| stage.reception.counts().undecided, |undecided| *undecided == n + 1);
+            client
+        })
+        .collect();
+
+    let client = stage.client();
+
+    assert_eq!(rest(&waiting[0]).unwrap(), b"");
+    let counts = eventually(|| stage.reception.counts(), |counts| counts.undecided == 3);
+    assert_eq!((counts.cut_short, counts.timed_out, counts.refused_full), (1, 1, 0));
+    for one in [&client, &waiting[1], &waiting[2]] {
+        send(one, b"native");
         stage.taken();
     }
 }
