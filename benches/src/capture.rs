@@ -110,8 +110,8 @@ impl Server {
                     let (from, to) = PORTS.into_inner();
                     let (udp, tcp) = (udp.local_addr().port(), tcp.local_addr().expect("bound").port());
                     host.nft(&format!(
-                        "table ip redirect {{ chain prerouting {{ type nat hook prerouting priority dstnat; \
-                         udp dport {from}-{to} redirect to :{udp}; tcp dport {from}-{to} redirect to :{tcp}; }}; }}"
+                        "table ip bench {{\nchain prerouting {{\ntype nat hook prerouting priority dstnat;\n\
+                         udp dport {from}-{to} redirect to :{udp}\ntcp dport {from}-{to} redirect to :{tcp}\n}}\n}}\n"
                     ));
                 }
                 return Self { udp, tcp, _capture: None };
