@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One thread sends or connects and one receives or accepts. The kernel takes in what arrives where it was sent, so that
-//! the sender's pace is what a packet costs.
+//! the sender's pace, and better its processor time where others run, is what a packet costs.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use adit_testbed::Host;
 use serde_json::json;
 
 use crate::report::{Report, Table};
+use crate::usage;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PORTS: std::ops::RangeInclusive<u16> = 1..=29_999;
@@ -60,8 +61,8 @@ pub(crate) fn run(report: &mut Report, rounds: u32, seconds: u32) {
     }
     let mut table = Table::new(
         format!("Ports that come to one socket: {} flows of datagrams, then connections", SOURCES * DIALLED),
-        &["datagrams/s", "accepts/s"],
-        "median (smallest-largest), then the ratio to the first row; one thread at each end",
+        &["datagrams/s", "us/datagram", "accepts/s", "us/connect"],
+        "median (smallest-largest), then the ratio to the first row; processor time of the sending thread, which takes in too",
     );
     for (way, figures) in Way::ALL.into_iter().zip(&figures) {
         table.row(way.name(), figures);
@@ -89,10 +90,11 @@ fn measure(way: Way, length: Duration) -> Vec<f64> {
         _ => [1 + (n * 467 % usize::from(*PORTS.end())) as u16; 2].into(),
     };
     let dialled: Vec<(u16, u16)> = (0..DIALLED).map(port).collect();
-    vec![
+    [
         datagrams(&client, &receiving.udp, &dialled, length),
         connections(&client, &receiving.tcp, &dialled, length),
     ]
+    .concat()
 }
 
 impl Server {
@@ -130,24 +132,27 @@ impl Server {
     }
 }
 
-/// Datagrams that arrive in a second.
-fn datagrams(client: &Host, socket: &UdpSocket, dialled: &[(u16, u16)], length: Duration) -> f64 {
+/// Datagrams that arrive in a second, and microseconds that one took the sender.
+fn datagrams(client: &Host, socket: &UdpSocket, dialled: &[(u16, u16)], length: Duration) -> Vec<f64> {
     let sources: Vec<std::net::UdpSocket> = client
         .run_in(|| (0..SOURCES).map(|_| std::net::UdpSocket::bind("192.0.2.2:0").expect("a port")).collect());
     let (poller, mut events) = (poller(socket), Events::with_capacity(4));
     let mut batch = RecvBatch::new(64, Slots { size: 2048, headroom: 0, tailroom: 0 });
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let end = Instant::now() + length;
+        let sender = scope.spawn(|| {
+            let (end, mut sent) = (Instant::now() + length, 0);
+            let before = usage::cpu_of_this_thread();
             while Instant::now() < end {
                 for (port, _) in dialled {
                     for source in &sources {
                         source.send_to(&[7; 100], (SERVER, *port)).expect("a way");
+                        sent += 1;
                     }
                 }
             }
             over.store(true, Ordering::Release);
+            micros(usage::cpu_of_this_thread() - before, sent)
         });
         let (start, mut count) = (Instant::now(), 0);
         while !over.load(Ordering::Acquire) {
@@ -156,26 +161,31 @@ fn datagrams(client: &Host, socket: &UdpSocket, dialled: &[(u16, u16)], length: 
                 count += received;
             }
         }
-        count as f64 / start.elapsed().as_secs_f64()
+        let rate = count as f64 / start.elapsed().as_secs_f64();
+        vec![rate, sender.join().expect("the sender")]
     })
 }
 
-/// Connections that are accepted in a second; the client ends each by a reset, so that no port waits.
-fn connections(client: &Host, listener: &TcpListener, dialled: &[(u16, u16)], length: Duration) -> f64 {
+/// Connections that are accepted in a second, and microseconds that one took the client: the client ends each by a reset, so that no port waits.
+fn connections(client: &Host, listener: &TcpListener, dialled: &[(u16, u16)], length: Duration) -> Vec<f64> {
     let (poller, mut events) = (poller(listener), Events::with_capacity(4));
     let (over, mut accepted) = (AtomicBool::new(false), 0_u64);
     let start = Instant::now();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            client.run_in(|| {
+    let each = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let each = client.run_in(|| {
+                let (before, mut made) = (usage::cpu_of_this_thread(), 0);
                 for (_, port) in dialled.iter().cycle() {
                     if start.elapsed() > length {
                         break;
                     }
                     tcp::abort(TcpStream::connect((SERVER, *port)).expect("it is accepted"));
+                    made += 1;
                 }
+                micros(usage::cpu_of_this_thread() - before, made)
             });
             over.store(true, Ordering::Release);
+            each
         });
         while !over.load(Ordering::Acquire) {
             poller.wait(&mut events, Some(Duration::from_millis(10))).expect("a poller");
@@ -183,8 +193,13 @@ fn connections(client: &Host, listener: &TcpListener, dialled: &[(u16, u16)], le
                 accepted += 1;
             }
         }
+        client.join().expect("the client")
     });
-    accepted as f64 / start.elapsed().as_secs_f64()
+    vec![accepted as f64 / start.elapsed().as_secs_f64(), each]
+}
+
+fn micros(all: Duration, of: u64) -> f64 {
+    all.as_secs_f64() * 1e6 / of as f64
 }
 
 fn poller(socket: impl std::os::fd::AsFd) -> Poller {
