@@ -5,6 +5,7 @@
 //! [`soak`] is the exception: it runs everything for long and fails when memory or descriptors grow.
 #![forbid(unsafe_code)]
 
+mod capture;
 mod demux;
 mod handshakes;
 mod machine;
@@ -79,6 +80,8 @@ enum Part {
     Handshakes,
     /// TCP connections of a foreign back end, beside HAProxy; only when it is asked for
     Demux,
+    /// Packets and connections to many ports that come to one socket; only when it is asked for
+    Capture,
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +112,10 @@ fn bench(options: Bench) {
     // HAProxy is no part of what everybody has installed for the rest.
     if options.only == Some(Part::Demux) {
         demux::run(&mut report, options.rounds, options.seconds);
+    }
+    // A choice that was made once.
+    if options.only == Some(Part::Capture) {
+        capture::run(&mut report, options.rounds, options.seconds);
     }
     report.finish(options.json);
 }

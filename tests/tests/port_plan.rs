@@ -151,6 +151,79 @@ fn a_client_behind_nat_cannot_take_over_a_port_of_the_gateway() {
     }
 }
 
+/// A client's first packet (P_CONTROL_HARD_RESET_CLIENT_V2): the gateway answers it as it is.
+const HELLO: [u8; 14] = [0x38, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0];
+/// The first byte of the answer (P_CONTROL_HARD_RESET_SERVER_V2).
+const WELCOME: u8 = 0x40;
+
+/// Who is reached by a client at `client` that says hello to the gateway; nobody but the gateway welcomes it, and from
+/// where it was sent to.
+fn hello(client: &UdpSocket, attacker: &UdpSocket, port: u16) -> Reached {
+    client.send_to(&HELLO, (EXIT, port)).unwrap();
+    let (mut answer, mut stolen) = ([0; 64], [0; 64]);
+    for socket in [client, attacker] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let reached = eventually_some("somebody has the hello", SOON, || {
+        if let Ok((length, from)) = client.recv_from(&mut answer) {
+            assert_eq!(from, SocketAddr::new(EXIT.parse().unwrap(), port));
+            assert!(length >= 14 && answer[0] == WELCOME, "{:?}", &answer[..length]);
+            assert!(attacker.recv(&mut stolen).is_err(), "one of them has it");
+            return Some(Reached::Service);
+        }
+        attacker.recv(&mut stolen).is_ok_and(|length| stolen[..length] == HELLO).then_some(Reached::Attacker)
+    });
+    for socket in [client, attacker] {
+        socket.set_nonblocking(false).unwrap();
+    }
+    reached
+}
+
+#[test]
+fn with_nat_from_the_entrances_ports_clients_still_reach_the_gateway() {
+    const PORT: u16 = 1194;
+    let network = Network::with_clients(1);
+    let inner = client_behind_plain_nat(&network);
+    let service = udp(&network.gateway, "0.0.0.0", PORT);
+    assert_eq!(shadow(&inner, &network.outside, &service), Reached::Attacker, "without adit");
+    drop(service);
+
+    // Nobody asks adit whether this translation, made by hand, is wise.
+    let mut gateway = Gateway::new(&network);
+    gateway.clear_identities();
+    gateway.add_identity("plain", "P-256", "none");
+    gateway.edit(|document| {
+        document["entrance"][0]["udp"] = "1-29999".into();
+        document["entrance"][0]["tcp"] = "1-29999".into();
+    });
+    gateway.up();
+    let attack = |client: &UdpSocket, port| {
+        let attacker = udp(&inner, "10.77.0.2", port);
+        attacker.send_to(b"mine now", client.local_addr().unwrap()).unwrap();
+        let (mut buffer, claimed) = ([0; 64], SocketAddr::new(EXIT.parse().unwrap(), port));
+        // The gateway may have repeated itself meanwhile.
+        while client.recv_from(&mut buffer).unwrap() != (8, claimed) || !buffer.starts_with(b"mine now") {}
+        attacker
+    };
+    for port in [PORT, 443, 29_999] {
+        let client = udp(&network.outside, "203.0.113.2", 0);
+        let attacker = attack(&client, port);
+        assert_eq!(hello(&client, &attacker, port), Reached::Service, "a client that is new");
+        let other = udp(&network.outside, "203.0.113.2", 0);
+        assert_eq!(hello(&other, &attacker, port), Reached::Service, "one that he does not know");
+        drop(attacker);
+        let attacker = attack(&other, port);
+        assert_eq!(hello(&other, &attacker, port), Reached::Service, "one that was there before him");
+    }
+
+    // It is for the rules that keep entrances out of connection tracking.
+    network.gateway.nft("flush chain inet adit entrances");
+    let client = udp(&network.outside, "203.0.113.2", 0);
+    let attacker = attack(&client, PORT);
+    assert_eq!(hello(&client, &attacker, PORT), Reached::Attacker, "without the rules");
+    gateway.stop();
+}
+
 fn read(host: &Host, path: &str) -> String {
     let value = host.run_in(|| std::fs::read_to_string(path)).unwrap();
     value.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -163,6 +163,52 @@ fn stock_clients_work_on_any_port_and_the_session_says_which() {
 }
 
 #[test]
+fn a_stock_client_notices_nothing_of_diverted_ports_whose_rules_go_with_the_gateway() {
+    let network = Network::with_clients(1);
+    let mut gateway = Gateway::new(&network);
+    stripe(&gateway);
+    gateway.edit(|document| {
+        document["entrance"][0]["capture"] = "tproxy".into();
+    });
+    let shell = network.gateway.run_in(|| TcpListener::bind("0.0.0.0:22").unwrap());
+    gateway.up();
+    let tables = || network.gateway.run(Command::new("nft").args(["list", "tables"]));
+    assert!(tables().contains("adit-entrance"));
+    let to = SocketAddr::new(network.gateway_address(), 22);
+    let stream = network.client(0).run_in(|| TcpStream::connect(to).unwrap());
+    assert_eq!(shell.accept().unwrap().1, stream.local_addr().unwrap());
+    gateway.ok(&["user", "add", "ann", "--device", "laptop"]);
+    for (transport, address, port) in [
+        ("udp", network.gateway_address(), 22),
+        ("tcp", network.gateway_address(), 443),
+        ("udp", network.gateway_address6(), 29_999),
+        ("tcp", network.gateway_address6(), 1),
+    ] {
+        let (port_text, address_text) = (port.to_string(), address.to_string());
+        let options = ["--transport", transport, "--port", &port_text, "--remote", &address_text];
+        let client = OpenVpnClient::connect(network.client(0), &gateway.profile("ann", "laptop", &options));
+        let session = gateway.wait_for_session("ann", SOON);
+        assert_eq!(
+            (&session["transport"], &session["local_address"], &session["local_port"]),
+            (&transport.into(), &address_text.into(), &port.into())
+        );
+        ping(client.host(), network.outside_address()).must_all_return();
+        client.stop();
+        gateway.wait_for_sessions(0, SOON);
+    }
+    // A crash leaves the table, and the next start another port of its own.
+    gateway.kill();
+    assert!(tables().contains("adit-entrance"));
+    gateway.up();
+    let profile = gateway.profile("ann", "laptop", &["--transport", "udp", "--port", "7"]);
+    let client = OpenVpnClient::connect(network.client(0), &profile);
+    ping(client.host(), network.outside_address()).must_all_return();
+    client.stop();
+    gateway.stop();
+    assert!(!tables().contains("adit"));
+}
+
+#[test]
 fn what_was_there_before_stays_and_what_comes_later_is_named_and_can_have_its_port() {
     let network = Network::with_clients(1);
     let mut gateway = Gateway::new(&network);

@@ -1,14 +1,15 @@
 //! Entrances: where clients come in, and what of this machine keeps its ports although an entrance has them.
 //!
-//! A few ports have a socket each. More than [`SOCKETS`] of them, and those of an interface, are captured: see
-//! [`adit_host::capture`].
+//! A few ports have a socket each. More than [`SOCKETS`] of them, those of an interface, and those that are to be captured
+//! by a certain means, are captured: see [`adit_host::capture`].
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use adit_host::capture::{CaptureOptions, CapturePlan, Captured, Ports, Spared, Target};
+use adit_host::capture::diversion::Diversion;
+use adit_host::capture::{CaptureOptions, CapturePlan, Captured, Means, Ports, Spared, Target};
 use adit_host::plumbing::{Plumbing, PlumbingFault};
 use adit_host::services::{self, Bound, Transport};
 use adit_host::tcp::ListenOptions;
@@ -31,6 +32,8 @@ pub(crate) struct Opened {
     pub(crate) udp: Vec<UdpSocket>,
     /// For connections, with the time their first bytes may take.
     pub(crate) tcp: Vec<(TcpListener, Duration)>,
+    /// What the machine has to be told so that all that is captured arrives.
+    pub(crate) diversion: Diversion,
 }
 
 /// What is not captured although the configuration says so.
@@ -78,11 +81,12 @@ pub(crate) fn open(
     if !plan.entrances.is_empty() {
         // Here it costs nothing: a program that has not asked to share does not get the port of an answer either way.
         let udp = UdpOptions { reuse_address: true, ..udp };
-        let options = CaptureOptions { udp, tcp: listen, answering: ANSWERING };
-        let Captured { udp, tcp } = plumbing.capture(&plan, &options)?;
+        let options = CaptureOptions { udp, tcp: listen, shards: 1, answering: ANSWERING };
+        let Captured { udp, tcp, diversion } = plumbing.capture(&plan, &options)?;
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
         let inspect = capturing.map(|entrance| entrance.inspect).max().unwrap_or_default();
         opened.udp.extend(udp);
+        opened.diversion = diversion;
         opened.tcp.extend(tcp.into_iter().map(|listener| (listener, inspect)));
     }
     Ok(opened)
@@ -102,6 +106,7 @@ pub(crate) fn capture_plan(config: &Config, others: &Others) -> CapturePlan {
         .iter()
         .map(|entrance| Ports {
             target: target(entrance),
+            means: entrance.capture,
             udp: captured(entrance, Transport::Udp),
             tcp: captured(entrance, Transport::Tcp),
         })
@@ -246,7 +251,8 @@ fn wanted(entrance: &EntranceConfig, transport: Transport) -> PortSet {
 }
 
 fn captures(entrance: &EntranceConfig, transport: Transport) -> bool {
-    entrance.interface.is_some() || wanted(entrance, transport).count() > SOCKETS
+    let certain = entrance.interface.is_some() || entrance.capture != Means::Auto;
+    certain || wanted(entrance, transport).count() > SOCKETS
 }
 
 /// The ports that have a socket each.
@@ -310,15 +316,16 @@ mod tests {
     fn few_ports_have_a_socket_each_and_many_are_captured() {
         let config = config(
             "[[entrance]]\nudp = \"1-29999\"\ntcp = \"443\"\nexcept = \"53\"\n[[entrance]]\naddress = \
-             \"192.0.2.1\"\ntcp = \"1000-2000\"\n[[entrance]]\ninterface = \"eth7\"\nudp = \"40000\"",
+             \"192.0.2.1\"\nudp = \"7\"\ntcp = \"1000-2000\"\ncapture = \"tproxy\"\n[[entrance]]\ninterface = \"eth7\"\nudp = \"40000\"",
         );
         assert_eq!(own_sockets(&config.entrance[0], Transport::Tcp).to_string(), "443");
         let plan = capture_plan(&config, &Others { released: [1500].into(), ..Others::default() });
+        let ports = |target, means, udp, tcp| Ports { target, means, udp, tcp };
         let everything =
-            Ports { target: Target::Everything, udp: vec![1..=52, 54..=1499, 1501..=29_999], tcp: vec![] };
+            ports(Target::Everything, Means::Auto, vec![1..=52, 54..=1499, 1501..=29_999], vec![]);
         let address = Target::Address("192.0.2.1".parse().unwrap());
-        let one = Ports { target: address, udp: vec![], tcp: vec![1000..=1499, 1501..=2000] };
-        let by = Ports { target: Target::Interface("eth7".into()), udp: vec![40_000..=40_000], tcp: vec![] };
+        let one = ports(address, Means::Tproxy, vec![7..=7], vec![1000..=1499, 1501..=2000]);
+        let by = ports(Target::Interface("eth7".into()), Means::Auto, vec![40_000..=40_000], vec![]);
         assert_eq!(plan.entrances, [everything, one, by]);
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use adit_host::capture::diversion::Diversion;
 use adit_host::netlink::{InterfaceAddress, Route};
 use adit_host::nft::Family;
 use adit_host::plumbing::{HostState, LinkSettings, NftTable, Plumbing, PlumbingFault, Sysctl};
@@ -49,10 +50,12 @@ pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefix
     }
     // Always there: while a device is away, packets for its networks end here and do not leave.
     state.routes.extend(prefixes.iter().map(|prefix| Route::by_interface(*prefix, interface)));
-    let back = crate::switch::host_state(config);
-    state.routes.extend(back.routes);
-    state.rules.extend(back.rules);
-    state.tables.extend(back.tables);
+    let diverted = arranged.diversion.host_state(&entrances::capture_plan(config, &arranged.others));
+    for more in [crate::switch::host_state(config), diverted] {
+        state.routes.extend(more.routes);
+        state.rules.extend(more.rules);
+        state.tables.extend(more.tables);
+    }
     state.tables.push(NftTable {
         family: Family::Inet,
         name: TABLE.to_owned(),
@@ -83,6 +86,8 @@ pub(crate) struct Arranged {
     pub(crate) others: Others,
     /// Parameters for the source ports of the machine's own connections.
     pub(crate) source_ports: Vec<Sysctl>,
+    /// By what captured ports come where no program captures them.
+    pub(crate) diversion: Diversion,
 }
 
 impl std::fmt::Debug for Machine {

@@ -184,11 +184,12 @@ impl Gateway {
         let mut plumbing: Box<dyn Plumbing> = Box::new(plumbing);
         refuse_conflicts(&config)?;
         // Before the first socket of this process: what is bound now is somebody else's.
-        let (decision, arranged) = plan_ports(&loaded)?;
+        let (decision, mut arranged) = plan_ports(&loaded)?;
         let mut left = config.clone();
         decision.leave_to_others(&mut left);
-        let Opened { udp, tcp: listeners } =
+        let Opened { udp, tcp: listeners, diversion } =
             entrances::open(&config, &left, &arranged.others, plumbing.as_mut())?;
+        arranged.diversion = diversion;
         if udp.is_empty() && listeners.is_empty() {
             return Err(UpFault::Missing("[[entrance]] with a port"));
         }
@@ -453,7 +454,7 @@ fn plan_ports(loaded: &Loaded) -> Result<(Decision, Arranged), UpFault> {
     }
     let others = Others { services: present.services.unwrap_or_default(), ..Others::default() };
     let source_ports = decision.sysctls.clone();
-    Ok((decision, Arranged { others, source_ports }))
+    Ok((decision, Arranged { others, source_ports, ..Arranged::default() }))
 }
 
 /// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the

@@ -150,6 +150,12 @@ pub(crate) fn drop_everything(socket: impl AsFd) -> rustix::io::Result<()> {
     attach(socket, libc::SO_ATTACH_FILTER, &mut code)
 }
 
+/// Chooses among the sockets of the group (`SO_REUSEPORT`) by a classic BPF program: what it returns is the number of the
+/// socket, in the order in which they were bound; any other number leaves the choice to the kernel.
+pub(crate) fn choose_by(socket: impl AsFd, code: &mut [libc::sock_filter]) -> rustix::io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, code)
+}
+
 /// Attaches a classic BPF program.
 fn attach(socket: impl AsFd, option: c_int, code: &mut [libc::sock_filter]) -> rustix::io::Result<()> {
     let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };

@@ -25,11 +25,14 @@ pub struct ListenOptions {
     pub v6_only: bool,
     /// The address need not belong to this machine (yet).
     pub free_bind: bool,
+    /// Connections to other machines' addresses that are routed or diverted here are answered from there
+    /// (`IP_TRANSPARENT`).
+    pub transparent: bool,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: 4096, reuse_port: false, v6_only: true, free_bind: false }
+        Self { backlog: 4096, reuse_port: false, v6_only: true, free_bind: false, transparent: false }
     }
 }
 
@@ -50,6 +53,10 @@ pub fn listen(address: SocketAddr, options: &ListenOptions) -> Result<TcpListene
         if options.free_bind {
             // For IPv6 sockets too: the kernel keeps one flag for both.
             sockopt::set_ip_freebind(&socket, true)?;
+        }
+        if options.transparent {
+            // Likewise.
+            set_int(&socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1)?;
         }
         rustix::net::bind(&socket, &address)?;
         rustix::net::listen(&socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;

@@ -279,7 +279,7 @@ impl Flow {
     fn open(first: &First, poller: &Poller, token: u64) -> io::Result<Self> {
         let backend = first.backend.options();
         let options = UdpOptions { path_mtu: PathMtu::Fragment, ..UdpOptions::default() };
-        let shared = UdpOptions { reuse_address: true, free_bind: true, ..options };
+        let shared = UdpOptions { reuse_address: true, transparent: true, ..options };
         let near = UdpSocket::bind(first.dialled, &shared).map_err(io::Error::other)?;
         near.connect(first.remote)?;
         let transparent = backend.proxy == ProxyMode::Transparent;

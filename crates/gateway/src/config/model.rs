@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use adit_host::capture::Means;
 use adit_openvpn::data::{Cipher, ReplayOptions};
 use adit_openvpn::wrap::Digest;
 use adit_pki::KeyKind;
@@ -187,6 +188,9 @@ pub struct EntranceConfig {
     /// TCP ports.
     #[serde(default, deserialize_with = "ports")]
     pub tcp: PortSet,
+    /// By what the ports are captured. Unless it is left open, few ports have no sockets of their own either.
+    #[serde(default)]
+    pub capture: Means,
     /// Ports that are left to others.
     #[serde(default, deserialize_with = "ports")]
     pub except: PortSet,

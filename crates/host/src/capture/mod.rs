@@ -10,10 +10,14 @@
 //!                                     └─ no → bound sockets, as ever
 //! ```
 //!
+//! What does not come by that way is diverted: see [`diversion`].
+//!
 //! Programs are put into effect one generation at a time: a new one is complete before the old one goes, both lead to
 //! the same sockets, so no flow notices. All of it ends with the process.
 
+pub mod diversion;
 mod program;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,6 +29,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::diversion::Diversion;
 use crate::bpf::{self, Map, MapKind};
 use crate::errno::words;
 use crate::netlink::Netlink;
@@ -33,6 +38,8 @@ use crate::services::{Bound, Transport};
 use crate::socket::BindFault;
 use crate::tcp::{self, ListenOptions};
 use crate::udp::{Answering, UdpOptions, UdpSocket};
+
+pub use self::shards::shard_of;
 
 /// What of the packets that are for this machine an entrance takes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,11 +54,26 @@ pub enum Target {
     Interface(String),
 }
 
+/// By what ports are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    /// By a program; diverted where the kernel takes none, and where the address is not this machine's.
+    #[default]
+    Auto,
+    /// By a program or not at all.
+    SkLookup,
+    /// [Diverted](diversion).
+    Tproxy,
+}
+
 /// Ports to be captured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// Whose.
     pub target: Target,
+    /// By what.
+    pub means: Means,
     /// UDP ports.
     pub udp: Vec<RangeInclusive<u16>>,
     /// TCP ports.
@@ -92,6 +114,9 @@ pub struct CaptureOptions {
     pub udp: UdpOptions,
     /// The TCP listeners.
     pub tcp: ListenOptions,
+    /// UDP sockets for each family, at least one. A peer's packets come to the one that its number in them says, see
+    /// [`shard_of`]; those without a number, and what is diverted, to one by their addresses and ports.
+    pub shards: usize,
     /// Dialled addresses and ports that answers may leave from at a time, each with a descriptor of its own. Beyond
     /// that the one unused for longest is closed and, if need be, made anew.
     pub answering: usize,
@@ -100,10 +125,12 @@ pub struct CaptureOptions {
 /// Where everything captured arrives.
 #[derive(Debug, Default)]
 pub struct Captured {
-    /// One for each family of this machine.
+    /// For each family of this machine as many as there are shards, in their order.
     pub udp: Vec<UdpSocket>,
     /// One for each family of this machine.
     pub tcp: Vec<TcpListener>,
+    /// What the machine has to be told for the rest.
+    pub diversion: Diversion,
 }
 
 /// Why ports cannot be captured.
@@ -126,7 +153,8 @@ pub enum CaptureFault {
     TooMany(usize),
     /// The kernel does not do it.
     #[error(
-        "cannot capture ports: {}; this needs Linux 5.9, and CAP_BPF and CAP_NET_ADMIN or root", words(.0)
+        "cannot capture ports: {}; this needs Linux 5.9, and CAP_BPF and CAP_NET_ADMIN or root; or capture = \
+         \"tproxy\"", words(.0)
     )]
     Kernel(#[from] io::Error),
 }
@@ -148,39 +176,52 @@ type SparedMap = Map<20, 1>;
 /// Captures until it is dropped.
 #[derive(Debug)]
 pub struct Capture {
-    sockets: Map<4, 8>,
-    netns: Netns,
-    /// In effect as long as they are open.
-    links: Vec<OwnedFd>,
+    /// Or why the kernel takes no programs.
+    lookup: io::Result<Lookup>,
     answering: Arc<Answering>,
 }
 
 impl Capture {
-    /// Opens the sockets and captures what the plan says, in the calling thread's network namespace.
+    /// Opens the sockets and captures what the plan says, in the calling thread's network namespace. What is diverted
+    /// comes when the machine is as [`Diversion::host_state`] says.
     ///
     /// # Errors
     /// [`CaptureFault`], worded for the operator; nothing is captured then.
     pub fn start(plan: &CapturePlan, options: &CaptureOptions) -> Result<(Self, Captured), CaptureFault> {
-        let sockets = Map::create(MapKind::Sockets, 4)?;
+        let lookup = Lookup::probe(Netns::current()?);
         let answering = Arc::new(Answering::new(options.udp, options.answering));
         let mut captured = Captured::default();
+        captured.diversion.all = lookup.is_err();
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             // A machine without IPv6 has nothing to be captured there.
             if address.is_ipv6() && !std::path::Path::new("/proc/sys/net/ipv6").exists() {
                 continue;
             }
-            // Where they are bound does not matter: they get what the program gives them. Nobody else finds them here.
-            let address = SocketAddr::new(address, 0);
-            let udp = UdpSocket::capturing(address, &options.udp, Arc::clone(&answering))?;
-            let tcp = tcp::listen(address, &ListenOptions { free_bind: true, ..options.tcp })?;
+            // Where they are bound does not matter: they get what they are given. Nobody else finds them here.
+            let udp = shards::open(address, options, &answering)?;
+            let listen = ListenOptions { transparent: true, ..options.tcp };
+            let tcp = tcp::listen(SocketAddr::new(address, 0), &listen)?;
             let family = if address.is_ipv6() { program::IPV6 } else { program::IPV4 };
-            bpf::put_socket(&sockets, family + program::TCP, &tcp)?;
-            bpf::put_socket(&sockets, family + program::UDP, &udp)?;
-            captured.udp.push(udp);
+            if let Ok(lookup) = &lookup {
+                bpf::put_socket(&lookup.sockets, family + program::TCP, &tcp)?;
+                // The others of its group are found by it.
+                udp.first()
+                    .map_or(Ok(()), |udp| bpf::put_socket(&lookup.sockets, family + program::UDP, udp))?;
+            }
+            captured.diversion.add(Transport::Tcp, tcp.local_addr()?);
+            udp.first().into_iter().for_each(|udp| captured.diversion.add(Transport::Udp, udp.local_addr()));
+            captured.udp.extend(udp);
             captured.tcp.push(tcp);
         }
-        let mut capture = Self { sockets, netns: Netns::current()?, links: Vec::new(), answering };
+        let mut capture = Self { lookup, answering };
         capture.change(plan)?;
+        if let Err(error) = &capture.lookup
+            && plan.entrances.iter().any(|entrance| entrance.means == Means::Auto)
+        {
+            tracing::warn!(
+                "the kernel takes no program that chooses sockets ({error}): ports are captured by TPROXY"
+            );
+        }
         Ok((capture, captured))
     }
 
@@ -189,8 +230,41 @@ impl Capture {
     /// # Errors
     /// [`CaptureFault`]; everything is as before then.
     pub fn change(&mut self, plan: &CapturePlan) -> Result<(), CaptureFault> {
+        // A diverted one with a wrong interface is wrong as well.
+        plan.entrances.iter().try_for_each(|entrance| only(&entrance.target).map(drop))?;
+        match &mut self.lookup {
+            Ok(lookup) => lookup.change(plan)?,
+            Err(error) if plan.entrances.iter().any(|entrance| entrance.means == Means::SkLookup) => {
+                return Err(io::Error::new(error.kind(), error.to_string()).into());
+            }
+            Err(_) => {}
+        }
+        // Whoever gets a port back wants to bind it; the others' are made anew.
+        self.answering.close();
+        Ok(())
+    }
+}
+
+/// The programs.
+#[derive(Debug)]
+struct Lookup {
+    sockets: Map<4, 8>,
+    netns: Netns,
+    /// In effect as long as they are open.
+    links: Vec<OwnedFd>,
+}
+
+impl Lookup {
+    /// Whether the kernel takes programs.
+    fn probe(netns: Netns) -> io::Result<Self> {
+        let sockets = Map::create(MapKind::Sockets, 4)?;
+        bpf::attach_socket_lookup(&program::nothing(), netns.as_fd())?;
+        Ok(Self { sockets, netns, links: Vec::new() })
+    }
+
+    fn change(&mut self, plan: &CapturePlan) -> Result<(), CaptureFault> {
         let mut targets: BTreeMap<&Target, Bits> = BTreeMap::new();
-        for entrance in &plan.entrances {
+        for entrance in plan.entrances.iter().filter(|entrance| entrance.means != Means::Tproxy) {
             let bits = targets.entry(&entrance.target).or_default();
             bits.capture(Transport::Tcp, &entrance.tcp);
             bits.capture(Transport::Udp, &entrance.udp);
@@ -218,8 +292,6 @@ impl Capture {
         }
         // The old ones end here, and not before.
         self.links = links;
-        // Whoever gets a port back wants to bind it; the others' are made anew.
-        self.answering.close();
         Ok(())
     }
 }

@@ -37,7 +37,7 @@ impl Answering {
     /// `options` are for each socket; `limit` of them stay open, at least one.
     pub(crate) fn new(options: UdpOptions, limit: usize) -> Self {
         // What a socket that never receives may hold is of no use to anybody.
-        let options = UdpOptions { recv_buffer: None, free_bind: true, v6_only: true, ..options };
+        let options = UdpOptions { recv_buffer: None, transparent: true, v6_only: true, ..options };
         Self { options, limit: limit.max(1), open: Mutex::default() }
     }
 

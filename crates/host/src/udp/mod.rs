@@ -155,7 +155,7 @@ impl UdpSocket {
         options: &UdpOptions,
         answering: Arc<Answering>,
     ) -> Result<Self, BindFault> {
-        let options = UdpOptions { free_bind: true, v6_only: true, ..*options };
+        let options = UdpOptions { transparent: true, v6_only: true, ..*options };
         let mut socket = Self::bind(address, &options)?;
         let (level, name) = match address {
             SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
