@@ -34,7 +34,7 @@ pub(crate) fn run(report: &mut Report, rounds: u32, clients: u32) {
     for kind in [Kind::Stock, Kind::Light] {
         let what = match kind {
             Kind::Stock => format!("{clients} stock clients connect at once"),
-            Kind::Light => format!("{clients} light clients connect, {} at a time", AT_ONCE),
+            Kind::Light => format!("{clients} light clients connect, {AT_ONCE} at a time"),
         };
         let mut figures = PEERS.map(|peer| (peer, Vec::new()));
         for round in 1..=rounds {
