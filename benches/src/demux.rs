@@ -5,14 +5,15 @@
 //! ```
 //!
 //! Both look at the first bytes before they choose the back end, with one thread each, and take turns within a run.
-//! Clients and back end are this process: what counts is the processor time of the one in the middle.
+//! Clients and back end are this process: what counts is the processor time of the one in the middle. Most of it is the
+//! kernel's, for the packets of both connections, which are the same whoever is there.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use adit_entrance::{Backend, BackendOptions, Classify, Flow, Judgement, Options, Reception};
@@ -46,13 +47,22 @@ pub(crate) fn run(report: &mut Report, rounds: u32, seconds: u32) {
             figures.push(figure);
         }
     }
-    let columns = ["connections/s", "us/connection", "Mbit/s", "s/GB", "short Mbit/s", "short s/GB"];
+    let columns = [
+        "connections/s",
+        "us/connection",
+        "p50 us",
+        "p99 us",
+        "Mbit/s",
+        "s/GB",
+        "short Mbit/s",
+        "short s/GB",
+    ];
     let mut table = Table::new(
         format!(
             "Connections of a foreign back end over loopback, {CLIENTS} at a time, then {BULK_GB} GB and {SHORT_BULK_MB} MB on one"
         ),
         &columns,
-        "median (smallest-largest), then the ratio to the first row; processor time of the process in the middle alone",
+        "median (smallest-largest), then the ratio to the first row; processor time of the process in the middle alone; p50, p99: from connecting to the first byte of the answer",
     );
     for (peer, figures) in peers.iter().zip(&figures) {
         table.row(peer, figures);
@@ -68,25 +78,29 @@ fn measure(peer: &str, seconds: u32) -> Vec<f64> {
     exchange(middle.address, ANSWER);
 
     let (cpu, start) = (middle.cpu(), Instant::now());
-    let count = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                while start.elapsed() < Duration::from_secs(u64::from(seconds)) {
-                    exchange(middle.address, ANSWER);
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+    let client = || {
+        let mut answers = Vec::new();
+        while start.elapsed() < Duration::from_secs(u64::from(seconds)) {
+            answers.push(exchange(middle.address, ANSWER));
         }
+        answers
+    };
+    let mut answers: Vec<Duration> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().flat_map(|client| client.join().expect("a client")).collect()
     });
     let (took, used) = (start.elapsed(), middle.cpu() - cpu);
-    let count = count.into_inner() as f64;
+    answers.sort_unstable();
+    let count = answers.len() as f64;
     let mut figures = vec![count / took.as_secs_f64(), used.as_secs_f64() * 1e6 / count];
+    figures.extend([50, 99].map(|percent| answers[answers.len() * percent / 100].as_secs_f64() * 1e6));
 
     for bytes in [BULK_GB * 1_000_000_000, SHORT_BULK_MB * 1_000_000] {
         let (cpu, start) = (middle.cpu(), Instant::now());
         let times = 1_000_000_000_u64.div_ceil(bytes);
-        (0..times).for_each(|_| exchange(middle.address, bytes));
+        for _ in 0..times {
+            exchange(middle.address, bytes);
+        }
         let (took, used, bytes) = (start.elapsed(), middle.cpu() - cpu, (times * bytes) as f64);
         figures.push(bytes * 8e-6 / took.as_secs_f64());
         figures.push(used.as_secs_f64() * 1e9 / bytes);
@@ -94,20 +108,23 @@ fn measure(peer: &str, seconds: u32) -> Vec<f64> {
     figures
 }
 
-/// Asks for so many bytes and reads them all.
-fn exchange(address: SocketAddr, bytes: u64) {
+/// Asks for so many bytes, at least one, and reads them all. Gives the time from connecting to the first of them.
+fn exchange(address: SocketAddr, bytes: u64) -> Duration {
     let mut request = [b'.'; REQUEST];
     request[..WORD.len()].copy_from_slice(WORD);
     request[WORD.len()..][..8].copy_from_slice(&bytes.to_be_bytes());
+    let start = Instant::now();
     let mut stream = TcpStream::connect(address).expect("the one in the middle accepts");
     stream.write_all(&request).expect("it reads");
     let mut block = vec![0; bytes.min(1 << 20) as usize];
-    let mut left = bytes;
+    let (mut left, mut first) = (bytes, None);
     while left > 0 {
         let count = stream.read(&mut block).expect("the back end answers");
+        first.get_or_insert_with(|| start.elapsed());
         assert!(count > 0, "{left} of {bytes} bytes are missing");
         left -= count as u64;
     }
+    first.unwrap_or_default()
 }
 
 /// Answers with as many bytes as it is asked for.

@@ -1,4 +1,5 @@
-//! Speed and memory of adit beside OpenVPN's, with the stock client, in network namespaces.
+//! Speed and memory of adit beside OpenVPN's, with the stock client, in network namespaces; and of its entrance beside
+//! HAProxy's.
 //!
 //! A benchmark says how fast something is on one machine on one day; only the ratio of two rows of one run means
 //! something elsewhere. So peers take turns within a run, medians are shown, and nothing is asserted here.
@@ -78,7 +79,7 @@ enum Part {
     Throughput,
     /// Handshakes, and memory of idle sessions
     Handshakes,
-    /// TCP connections of a foreign back end, beside HAProxy; only when it is asked for
+    /// TCP connections of a foreign back end, beside HAProxy
     Demux,
     /// Packets and connections to many ports that come to one socket; only when it is asked for
     Capture,
@@ -109,8 +110,7 @@ fn bench(options: Bench) {
     if wanted(Part::Handshakes) {
         handshakes::run(&mut report, options.rounds, options.clients);
     }
-    // HAProxy is no part of what everybody has installed for the rest.
-    if options.only == Some(Part::Demux) {
+    if wanted(Part::Demux) {
         demux::run(&mut report, options.rounds, options.seconds);
     }
     // A choice that was made once.

@@ -63,13 +63,13 @@ impl Table {
     fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "\n{}", self.title)?;
         let width = self.rows.iter().map(|row| row.peer.len()).max().unwrap_or(0);
-        let header: Vec<String> = self.columns.iter().map(|name| format!("{name:>24}")).collect();
+        let header: Vec<String> = self.columns.iter().map(|name| format!("{name:>26}")).collect();
         writeln!(out, "  {:width$}{}", "", header.concat())?;
         for row in &self.rows {
             let cells =
                 row.median.iter().zip(&row.ratio).zip(&row.range).map(|((median, ratio), (low, high))| {
                     format!(
-                        "{:>24}",
+                        "{:>26}",
                         format!("{} ({}-{}) {ratio:.2}x", short(*median), short(*low), short(*high))
                     )
                 });
