@@ -40,9 +40,9 @@ fn in_netns(test: impl FnOnce() + Send) {
         for address in ADDRESSES {
             let length = if address.contains(':') { 128 } else { 32 };
             let address = format!("{address}/{length}").parse().unwrap();
-            netlink
-                .add_address(&InterfaceAddress { interface: "lo".into(), address }, IfExists::Fail)
-                .unwrap();
+            let address = InterfaceAddress { interface: "lo".into(), address };
+            netlink.add_address(&address, IfExists::Fail).unwrap();
+            assert!(netlink.wait_for_address(address.address.addr(), LIMIT).unwrap());
         }
         test();
     });
