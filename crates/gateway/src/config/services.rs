@@ -132,6 +132,13 @@ impl ServiceConfig {
                  knows write match = \"any\""
             ));
         }
+        if self.proxy == ProxyConfig::Transparent && self.to.ip().is_loopback() {
+            return Err(format!(
+                "service {name}: proxy = \"transparent\" is for back ends on other machines, whose answers come by here; \
+                 for {} use \"v2\"",
+                self.to
+            ));
+        }
         if self.to.port() == 0 || self.to.ip().is_unspecified() {
             return Err(format!("service {name}: to = \"{}\" is not where anything listens", self.to));
         }
@@ -203,6 +210,7 @@ mod tests {
         for (text, part) in [
             ("", "neither match nor key nor port"),
             ("match = \"opnvpn\"", "openvpn"),
+            ("match = \"ssh\"\nproxy = \"transparent\"", "on other machines"),
             ("match = {}", "an empty pattern"),
             ("match = { tcp-length = 88, udp-length = 86 }", "either tcp-length or udp-length"),
             ("match = { bytes = [{ offset = 1, value = \"xy\" }] }", "hexadecimal"),
