@@ -197,8 +197,9 @@ fn must_reach_outside(network: &Network, gateway: &Gateway, profile: &str) {
     });
     let flow =
         Flow::start(client.host(), &network.outside, network.outside_address(), Duration::from_millis(2));
+    // A tunnel in a stream drops what the stream does not take at once, so nothing is said of each datagram.
     flow.wait_for(200, SOON);
-    flow.stop().must_be_complete();
+    drop(flow);
     client.stop();
     gateway.wait_for_sessions(0, SOON);
 }
