@@ -134,6 +134,16 @@ impl<'de> Deserialize<'de> for Block {
 impl Config {
     /// What is wrong within the tables; what is wrong between them is the port plan's to say.
     pub(super) fn validate_ports(&self) -> Result<(), String> {
+        for entrance in &self.entrance {
+            if let Some(interface) = &entrance.interface
+                && !entrance.address.is_unspecified()
+            {
+                return Err(format!(
+                    "[[entrance]] address = \"{}\" and interface = \"{interface}\": one of the two",
+                    entrance.address
+                ));
+            }
+        }
         if let Some(nat) = &self.nat {
             if nat.addresses.is_empty() {
                 return Err("[nat] has no addresses: name those that clients' connections leave from".into());

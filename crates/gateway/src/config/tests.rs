@@ -58,6 +58,10 @@ fn values_that_make_no_sense_are_named_with_the_remedy() {
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nmax_handshakes = 0", "nobody could connect"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nciphers = [\"BF-CBC\"]", "not one of AES-256-GCM"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\nsearch = [\"a,b\"]", "not a domain name"),
+        (
+            "[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\naddress = \"192.0.2.1\"\ninterface = \"eth0\"",
+            "one of the two",
+        ),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[service]]\nname = \"a\"", "missing field `to`"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[[entrance]]\nudp = \"0\"", "is not a set of ports"),
         ("[tunnel]\npool4 = [\"10.8.0.0/24\"]\n[ca]\nkey = \"DSA\"", "Ed448"),
