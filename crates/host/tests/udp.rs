@@ -200,9 +200,9 @@ fn a_datagram_that_cannot_be_sent_is_counted_and_the_others_go_out() {
         queue(&mut out, &[0; 65_508], to, None);
         queue(&mut out, b"no route", at("203.0.113.1:1"), None);
         queue(&mut out, b"filtered", at("127.0.0.1:9"), None);
-        queue(&mut out, b"not my address", to, Some("203.0.113.9".parse().unwrap()));
+        queue(&mut out, b"not my address", to, Some(at("203.0.113.9:0")));
         queue(&mut out, b"other version", at("[::1]:1"), None);
-        queue(&mut out, b"other version's source", to, Some("2001:db8::1".parse().unwrap()));
+        queue(&mut out, b"other version's source", to, Some(at("[2001:db8::1]:0")));
         queue(&mut out, b"last", to, None);
 
         let flushed = sender.flush(&mut out);
