@@ -36,13 +36,17 @@ pub(crate) fn cpu_of_this_thread() -> Duration {
     Duration::from_nanos(time.parse().expect("a number"))
 }
 
-/// Time that the machine's processors have not been idle, all together.
+/// Time that the machine's processors have not been idle, all together, in steps of 10 ms.
+///
+/// The kernel may count the time in use by where its tick finds a processor, which misses what sleeps until a tick and
+/// is over before the next. Idle time is always measured, so this is what that leaves.
 pub(crate) fn busy() -> Duration {
+    let uptime = read("/proc/uptime");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
     let text = read("/proc/stat");
     let fields: Vec<&str> = text.lines().next().expect("a line").split_whitespace().collect();
-    // user nice system idle iowait irq softirq steal; guest time is part of user.
-    let busy = [1, 2, 3, 6, 7, 8].map(|at| fields[at]);
-    ticks(&busy)
+    // user nice system idle iowait: who waits for a disk is idle too.
+    Duration::from_secs_f64(seconds * processors() as f64).saturating_sub(ticks(&fields[4..6]))
 }
 
 /// Processors of the machine: what [`busy`] counts.
@@ -124,4 +128,19 @@ fn read(path: impl AsRef<Path>) -> String {
 fn ticks(fields: &[&str]) -> Duration {
     let sum: u64 = fields.iter().map(|field| field.parse::<u64>().expect("a number")).sum();
     Duration::from_millis(sum * 1000 / TICKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_busy_while_a_thread_is() {
+        let (cpu, before, start) = (cpu_of_this_thread(), busy(), Instant::now());
+        while cpu_of_this_thread() - cpu < Duration::from_millis(200) {}
+        let (busy, all) = (busy() - before, start.elapsed() * processors() as u32);
+        // Both clocks behind it have steps.
+        let step = Duration::from_millis(50);
+        assert!(busy + step >= Duration::from_millis(200) && busy <= all + step, "{busy:?} of {all:?}");
+    }
 }
