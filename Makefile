@@ -10,7 +10,7 @@ DATA ?= data
 ADIT := target/release/adit
 
 RUN_PACKAGES := gcc libc6-dev make nftables iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssh-client openssh-server nginx stunnel4 curl openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
+TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssh-client openssh-server nginx stunnel4 curl openssl iperf3 iputils-ping procps util-linux faketime haproxy sslh iptables tcpdump
 
 .PHONY: help run demo test lint audit bench proof soak fuzz clean
 
@@ -19,7 +19,7 @@ help:
 	@echo "make test    every test, at reduced counts"
 	@echo "make demo    the whole story in network namespaces, with the stock client"
 	@echo "make lint    formatting, clippy, dependency and licence rules"
-	@echo "make bench   speed and memory beside OpenVPN's, and relaying beside HAProxy's, as tables"
+	@echo "make bench   speed and memory beside OpenVPN's, and relaying beside HAProxy's and sslh's, as tables"
 	@echo "make proof   every test at full counts; parts: $(PROOFS)"
 	@echo "make soak    an hour of everything, watching memory"
 	@echo "make fuzz    every fuzz target for a minute (SECONDS_EACH=60)"

@@ -1,130 +1,222 @@
-//! Connections of a foreign back end, through adit's entrance or HAProxy: a short exchange on each, and bulk on one.
+//! Connections of a foreign back end, through adit's entrance, HAProxy or sslh: a short exchange on each, and bulk on one.
 //!
 //! ```text
-//!  clients ── loopback ── adit's entrance, or haproxy ── loopback ── back end
+//!  clients ── loopback ── adit's entrance, haproxy, or sslh ── loopback ── back end
 //! ```
 //!
-//! Both look at the first bytes before they choose the back end, with one thread each, and take turns within a run.
-//! Clients and back end are this process: what counts is the processor time of the one in the middle. Most of it is the
-//! kernel's, for the packets of both connections, which are the same whoever is there.
+//! All look at the first bytes before they choose the back end, with one thread each but for the sslh that forks, and take
+//! turns within a run. Clients and back end are this process: what counts is the processor time of the one in the middle.
+//! Most of it is the kernel's, for the packets of both connections, which are the same whoever is there.
+//!
+//! sslh-select 1.20 loses connections where several are open at a time: it goes on reading by descriptors that `select`
+//! reported ready after it has closed some of them and the kernel has given their numbers to new connections, whose empty
+//! queue it takes for their end. That is a figure here.
 
-use std::io::{Read, Write};
+mod middle;
+
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_entrance::{Backend, BackendOptions, Classify, Flow, Judgement, Options, Reception};
 use serde_json::json;
 
+pub(crate) use self::middle::relay;
+use self::middle::{Middle, Peer};
 use crate::report::{Report, Table};
 use crate::usage;
-
-const HAPROXY: &str = "HAProxy";
-const ADIT: &str = "adit";
 
 /// What a client says first, before the number of bytes that it wants, and how long that is altogether.
 const WORD: &[u8; 8] = b"foreign ";
 const REQUEST: usize = 64;
 /// Connections that are open at a time.
 const CLIENTS: usize = 8;
+/// Threads of the back end: one that still waits for the end of a connection delays no other.
+const BACK_END: usize = 2 * CLIENTS;
 /// Bytes of the answer on each of many connections.
 const ANSWER: u64 = 64;
+/// How long a client waits for a connection, and for each part of the answer, before it has failed.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Transfers on one connection: a long one, and shorter ones, one after the other, that make a gigabyte.
 const BULK_GB: u64 = 4;
 const SHORT_BULK_MB: u64 = 10;
 
-/// Measures and adds a table.
-pub(crate) fn run(report: &mut Report, rounds: u32, seconds: u32) {
-    let peers = [HAPROXY, ADIT];
-    let mut figures = peers.map(|_| Vec::new());
-    for round in 1..=rounds {
-        for (peer, figures) in peers.iter().zip(&mut figures) {
-            let figure = measure(peer, seconds);
-            report.raw(&format!("{peer} demux {round}"), &json!(figure));
-            figures.push(figure);
-        }
-    }
-    let columns = [
-        "connections/s",
-        "us/connection",
-        "p50 us",
-        "p99 us",
-        "Mbit/s",
-        "s/GB",
-        "short Mbit/s",
-        "short s/GB",
-    ];
-    let mut table = Table::new(
-        format!(
-            "Connections of a foreign back end over loopback, {CLIENTS} at a time, then {BULK_GB} GB and {SHORT_BULK_MB} MB on one"
-        ),
-        &columns,
-        "median (smallest-largest), then the ratio to the first row; processor time of the process in the middle alone; p50, p99: from connecting to the first byte of the answer",
-    );
-    for (peer, figures) in peers.iter().zip(&figures) {
-        table.row(peer, figures);
-    }
-    report.table(table);
+/// When connections begin.
+#[derive(Debug, Clone, Copy)]
+enum Load {
+    /// So many clients begin the next one when they have had the answer.
+    Saturation(usize),
+    /// So many in a second, whatever becomes of those before, as long as a client is free.
+    Offered(u32),
 }
 
-/// One turn of one peer: connections for so many seconds, then bulk.
-fn measure(peer: &str, seconds: u32) -> Vec<f64> {
-    let back_end = BackEnd::start();
-    let middle =
-        if peer == ADIT { Middle::adit(back_end.address) } else { Middle::haproxy(back_end.address) };
-    exchange(middle.address, ANSWER);
+impl Load {
+    /// A process for each connection is too slow for the higher rate, and what it shows there is its queue.
+    const ALL: [Self; 4] =
+        [Self::Saturation(CLIENTS), Self::Saturation(1), Self::Offered(1000), Self::Offered(3000)];
 
-    let (cpu, start) = (middle.cpu(), Instant::now());
-    let client = || {
+    fn title(self) -> String {
+        match self {
+            Self::Saturation(clients) => format!("saturation by {clients} at a time"),
+            Self::Offered(rate) => format!("{rate} offered in a second"),
+        }
+    }
+}
+
+/// Measures and adds tables.
+pub(crate) fn run(report: &mut Report, rounds: u32, seconds: u32) {
+    let mut loads = Load::ALL.map(|_| Peer::ALL.map(|_| Vec::new()));
+    let mut bulks = Peer::ALL.map(|_| Vec::new());
+    for round in 1..=rounds {
+        for (at, peer) in Peer::ALL.into_iter().enumerate() {
+            let back_end = BackEnd::start();
+            let middle = Middle::start(peer, back_end.address);
+            for (load, figures) in Load::ALL.into_iter().zip(&mut loads) {
+                let figure = connections(&middle, load, Duration::from_secs(seconds.into()));
+                report.raw(&format!("{} demux, {}, {round}", peer.name(), load.title()), &json!(figure));
+                figures[at].push(figure);
+            }
+            let figure = bulk(&middle);
+            report.raw(&format!("{} demux, bulk, {round}", peer.name()), &json!(figure));
+            bulks[at].push(figure);
+        }
+    }
+    let mut add = |mut table: Table, figures: [Vec<Vec<f64>>; Peer::ALL.len()]| {
+        for (peer, figures) in Peer::ALL.into_iter().zip(&figures) {
+            table.row(peer.name(), figures);
+        }
+        report.table(table);
+    };
+    for (load, figures) in Load::ALL.into_iter().zip(loads) {
+        let table = Table::new(
+            format!("Connections of a foreign back end over loopback, {}", load.title()),
+            &["connections/s", "us/connection", "machine busy %", "p50 us", "p99 us", "failed %"],
+            "median (smallest-largest), then the ratio to the first row; us: processor time of the one in the middle alone\n  \
+             machine: with clients, back end and whatever else runs; p50, p99: to the first byte of the answer, from\n  \
+             connecting, or from when that was due if no client was free",
+        );
+        add(table, figures);
+    }
+    let table = Table::new(
+        format!(
+            "Bulk of a foreign back end over loopback, {BULK_GB} GB and {SHORT_BULK_MB} MB on a connection"
+        ),
+        &[
+            "Mbit/s",
+            "s/GB",
+            "machine busy %",
+            "short Mbit/s",
+            "short s/GB",
+            "short machine busy %",
+            "short failed %",
+        ],
+        "as above",
+    );
+    add(table, bulks);
+}
+
+/// What has been used since a moment.
+struct Meter<'a> {
+    middle: &'a Middle,
+    start: Instant,
+    cpu: Duration,
+    busy: Duration,
+}
+
+impl<'a> Meter<'a> {
+    fn start(middle: &'a Middle) -> Self {
+        Self { middle, start: Instant::now(), cpu: middle.cpu(), busy: usage::busy() }
+    }
+
+    /// Seconds, processor seconds of the one in the middle, and percent of all processors' time that was not idle.
+    fn read(&self) -> [f64; 3] {
+        let took = self.start.elapsed().as_secs_f64();
+        let busy = (usage::busy() - self.busy).as_secs_f64() / usage::processors() as f64;
+        [took, (self.middle.cpu() - self.cpu).as_secs_f64(), 100.0 * busy / took]
+    }
+}
+
+/// Connections of a second, processor microseconds of each, percent of the machine, median and 99th percentile of the
+/// time to the first byte, and percent that failed. A rate that is more than the one in the middle can do is given up
+/// after twice the time.
+fn connections(middle: &Middle, load: Load, length: Duration) -> Vec<f64> {
+    let meter = Meter::start(middle);
+    let start = meter.start;
+    let clients = match load {
+        Load::Saturation(clients) => clients,
+        Load::Offered(_) => CLIENTS,
+    };
+    let client = |first| {
         let mut answers = Vec::new();
-        while start.elapsed() < Duration::from_secs(u64::from(seconds)) {
-            answers.push(exchange(middle.address, ANSWER));
+        for at in (first..).step_by(clients) {
+            let now = Instant::now();
+            let due = match load {
+                Load::Saturation(_) => now,
+                Load::Offered(rate) => start + Duration::from_secs_f64(at as f64 / f64::from(rate)),
+            };
+            if due >= start + length || now >= start + 2 * length {
+                break;
+            }
+            std::thread::sleep(due.saturating_duration_since(now));
+            // How late the timer is says nothing about the one in the middle.
+            let begin = if due > now { Instant::now() } else { due };
+            answers.push(exchange(middle.address, ANSWER, begin));
         }
         answers
     };
-    let mut answers: Vec<Duration> = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients).map(|first| scope.spawn(move || client(first))).collect();
         clients.into_iter().flat_map(|client| client.join().expect("a client")).collect()
     });
-    let (took, used) = (start.elapsed(), middle.cpu() - cpu);
-    answers.sort_unstable();
-    let count = answers.len() as f64;
-    let mut figures = vec![count / took.as_secs_f64(), used.as_secs_f64() * 1e6 / count];
-    figures.extend([50, 99].map(|percent| answers[answers.len() * percent / 100].as_secs_f64() * 1e6));
+    let [took, cpu, busy] = meter.read();
+    let tried = answers.len() as f64;
+    let mut times: Vec<Duration> = answers.into_iter().flatten().collect();
+    times.sort_unstable();
+    let count = times.len() as f64;
+    let [p50, p99] = [50, 99].map(|percent| {
+        times.get(times.len() * percent / 100).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+    });
+    vec![count / took, cpu * 1e6 / count, busy, p50, p99, 100.0 * (tried - count) / tried]
+}
 
+/// Mbit/s, processor seconds for a gigabyte and percent of the machine, on a long connection and on short ones, and
+/// percent of the latter that failed.
+fn bulk(middle: &Middle) -> Vec<f64> {
+    let mut figures = Vec::new();
+    let mut failed = 0.0;
     for bytes in [BULK_GB * 1_000_000_000, SHORT_BULK_MB * 1_000_000] {
-        let (cpu, start) = (middle.cpu(), Instant::now());
         let times = 1_000_000_000_u64.div_ceil(bytes);
-        for _ in 0..times {
-            exchange(middle.address, bytes);
-        }
-        let (took, used, bytes) = (start.elapsed(), middle.cpu() - cpu, (times * bytes) as f64);
-        figures.push(bytes * 8e-6 / took.as_secs_f64());
-        figures.push(used.as_secs_f64() * 1e9 / bytes);
+        let meter = Meter::start(middle);
+        let done = (0..times).filter(|_| exchange(middle.address, bytes, Instant::now()).is_ok()).count();
+        let [took, cpu, busy] = meter.read();
+        let transferred = done as f64 * bytes as f64;
+        figures.extend([transferred * 8e-6 / took, cpu * 1e9 / transferred, busy]);
+        failed = 100.0 * (1.0 - done as f64 / times as f64);
     }
+    figures.push(failed);
     figures
 }
 
-/// Asks for so many bytes, at least one, and reads them all. Gives the time from connecting to the first of them.
-fn exchange(address: SocketAddr, bytes: u64) -> Duration {
+/// Asks for so many bytes, at least one, and reads them all. Gives the time from `begin` to the first of them.
+fn exchange(address: SocketAddr, bytes: u64, begin: Instant) -> std::io::Result<Duration> {
     let mut request = [b'.'; REQUEST];
     request[..WORD.len()].copy_from_slice(WORD);
     request[WORD.len()..][..8].copy_from_slice(&bytes.to_be_bytes());
-    let start = Instant::now();
-    let mut stream = TcpStream::connect(address).expect("the one in the middle accepts");
-    stream.write_all(&request).expect("it reads");
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&request)?;
     let mut block = vec![0; bytes.min(1 << 20) as usize];
     let (mut left, mut first) = (bytes, None);
     while left > 0 {
-        let count = stream.read(&mut block).expect("the back end answers");
-        first.get_or_insert_with(|| start.elapsed());
-        assert!(count > 0, "{left} of {bytes} bytes are missing");
+        let count = stream.read(&mut block)?;
+        first.get_or_insert_with(|| begin.elapsed());
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
         left -= count as u64;
     }
-    first.unwrap_or_default()
+    Ok(first.unwrap_or_default())
 }
 
 /// Answers with as many bytes as it is asked for.
@@ -138,7 +230,7 @@ impl BackEnd {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = listener.local_addr().expect("a listener");
         let stop = Arc::new(AtomicBool::new(false));
-        for _ in 0..CLIENTS {
+        for _ in 0..BACK_END {
             let (listener, stop) = (listener.try_clone().expect("a descriptor"), Arc::clone(&stop));
             std::thread::spawn(move || {
                 let block = vec![7; 1 << 20];
@@ -158,13 +250,14 @@ impl BackEnd {
 impl Drop for BackEnd {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for _ in 0..CLIENTS {
+        for _ in 0..BACK_END {
             let _ = TcpStream::connect(self.address);
         }
     }
 }
 
 fn serve(mut stream: TcpStream, block: &[u8]) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut request = [0; REQUEST];
     stream.read_exact(&mut request)?;
     let mut left = request[WORD.len()..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
@@ -175,101 +268,4 @@ fn serve(mut stream: TcpStream, block: &[u8]) -> std::io::Result<()> {
     }
     // The client closes first, as most do.
     stream.read(&mut request).map(|_| ())
-}
-
-/// The process that is measured.
-struct Middle {
-    child: Child,
-    address: SocketAddr,
-    directory: Option<PathBuf>,
-}
-
-impl Middle {
-    fn adit(back_end: SocketAddr) -> Self {
-        let program = std::env::current_exe().expect("this program");
-        let mut child = Command::new(program)
-            .args(["relay", &back_end.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("this program");
-        let mut line = String::new();
-        let output = child.stdout.as_mut().expect("a pipe");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("its address");
-        Self { child, address: line.trim().parse().expect("an address"), directory: None }
-    }
-
-    fn haproxy(back_end: SocketAddr) -> Self {
-        // Nobody else takes it: the machine's own connections have other ports by then.
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-        let address = free.expect("a port");
-        let directory = std::env::temp_dir().join(format!("adit-bench-haproxy-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("a directory");
-        let file = directory.join("haproxy.cfg");
-        let config = format!(
-            "global\n maxconn 4000\n nbthread 1\n\
-             defaults\n mode tcp\n timeout connect 3s\n timeout client 1h\n timeout server 1h\n option splice-auto\n\
-             frontend in\n bind {address}\n tcp-request inspect-delay 2s\n\
-             acl known req.payload(0,8) -m str \"foreign \"\n\
-             tcp-request content accept if known\n tcp-request content reject if {{ req.len ge 8 }} !known\n\
-             use_backend back if known\n\
-             backend back\n server back {back_end}\n"
-        );
-        std::fs::write(&file, config).expect("a file");
-        let child = Command::new("haproxy").arg("-f").arg(&file).arg("-db").spawn();
-        let middle =
-            Self { child: child.expect("haproxy is installed"), address, directory: Some(directory) };
-        let end = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < end, "haproxy does not listen");
-            std::thread::yield_now();
-        }
-        middle
-    }
-
-    fn cpu(&self) -> Duration {
-        usage::cpu_of_threads_of(self.child.id())
-    }
-}
-
-impl Drop for Middle {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(directory) = &self.directory {
-            let _ = std::fs::remove_dir_all(directory);
-        }
-    }
-}
-
-/// Gives every connection that begins with the right word to one back end.
-struct Foreign(Arc<Backend>);
-
-impl Classify for Foreign {
-    type Native = std::convert::Infallible;
-
-    fn judge(&self, seen: &[u8], _: &Flow, _: bool) -> Judgement<Self::Native> {
-        match seen.first_chunk() {
-            None => Judgement::More,
-            Some(WORD) => Judgement::Relay(Arc::clone(&self.0)),
-            Some(_) => Judgement::Unknown,
-        }
-    }
-
-    fn take(&self, native: Self::Native, _: TcpStream, _: Vec<u8>, _: Flow) {
-        match native {}
-    }
-}
-
-/// Is the one in the middle: says where it listens, and relays until its input ends.
-pub(crate) fn relay(back_end: SocketAddr) {
-    let backend = Backend::new(BackendOptions::new("back", back_end));
-    let options = Options { max_undecided_per_network: 4096, ..Options::default() };
-    let reception = Reception::start(options, Foreign(backend), Arc::new(|_| {})).expect("a thread");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let address = listener.local_addr().expect("a listener");
-    reception.listen(listener, 0, Duration::from_secs(2)).expect("a listener");
-    let mut output = std::io::stdout();
-    writeln!(output, "{address}").and_then(|()| output.flush()).expect("someone who listens");
-    let _ = std::io::stdin().read(&mut [0]);
 }

@@ -14,6 +14,8 @@ pub(crate) struct Machine {
     kernel: String,
     openvpn: String,
     openssl: String,
+    haproxy: String,
+    sslh: String,
     adit: String,
     /// Load of the machine in the last minute before the run: above zero, something else was running.
     load_before: String,
@@ -43,6 +45,8 @@ impl Machine {
                 .find_map(|line| line.strip_prefix("library versions: "))
                 .unwrap_or("unknown")
                 .into(),
+            haproxy: says("haproxy", &["-v"]).lines().next().unwrap_or("unknown").to_owned(),
+            sslh: says("sslh", &["-V"]).lines().next().unwrap_or("unknown").to_owned(),
             adit: says(adit, &["--version"]).trim().to_owned(),
             load_before: read("/proc/loadavg").split(' ').next().unwrap_or("unknown").to_owned(),
             time: jiff::Timestamp::now().to_string(),
@@ -51,7 +55,7 @@ impl Machine {
 
     pub(crate) fn lines(&self) -> String {
         format!(
-            "{}, {} cores, {} GiB, Linux {}, load before {}\n{}\n{}\n{}\n{}\n",
+            "{}, {} cores, {} GiB, Linux {}, load before {}\n{}\n{}\n{}\n{}\n{}\n{}\n",
             self.cpu,
             self.cores,
             self.memory_gib,
@@ -60,6 +64,8 @@ impl Machine {
             self.adit,
             self.openvpn,
             self.openssl,
+            self.haproxy,
+            self.sslh,
             self.time
         )
     }

@@ -1,5 +1,5 @@
 //! Speed and memory of adit beside OpenVPN's, with the stock client, in network namespaces; and of its entrance beside
-//! HAProxy's.
+//! HAProxy's and sslh's.
 //!
 //! A benchmark says how fast something is on one machine on one day; only the ratio of two rows of one run means
 //! something elsewhere. So peers take turns within a run, medians are shown, and nothing is asserted here.
@@ -45,6 +45,8 @@ enum Command {
     /// The one in the middle of the part `demux`: relays to a back end until its input ends.
     #[command(hide = true)]
     Relay {
+        /// Address and port to listen at
+        address: SocketAddr,
         /// Address and port of the back end
         back_end: SocketAddr,
     },
@@ -79,7 +81,7 @@ enum Part {
     Throughput,
     /// Handshakes, and memory of idle sessions
     Handshakes,
-    /// TCP connections of a foreign back end, beside HAProxy
+    /// TCP connections of a foreign back end, beside HAProxy and sslh
     Demux,
     /// Packets and connections to many ports that come to one socket; only when it is asked for
     Capture,
@@ -96,7 +98,7 @@ fn main() {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Soak(options)) => soak::run(Duration::from_secs(u64::from(options.minutes) * 60)),
-        Some(Command::Relay { back_end }) => demux::relay(back_end),
+        Some(Command::Relay { address, back_end }) => demux::relay(address, back_end),
         None => bench(cli.bench),
     }
 }

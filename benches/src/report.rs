@@ -63,20 +63,28 @@ impl Table {
     fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "\n{}", self.title)?;
         let width = self.rows.iter().map(|row| row.peer.len()).max().unwrap_or(0);
-        let header: Vec<String> = self.columns.iter().map(|name| format!("{name:>26}")).collect();
-        writeln!(out, "  {:width$}{}", "", header.concat())?;
-        for row in &self.rows {
-            let cells =
-                row.median.iter().zip(&row.ratio).zip(&row.range).map(|((median, ratio), (low, high))| {
-                    format!(
-                        "{:>26}",
-                        format!("{} ({}-{}) {ratio:.2}x", short(*median), short(*low), short(*high))
-                    )
-                });
-            writeln!(out, "  {:width$}{}", row.peer, cells.collect::<String>())?;
+        let cells = |row: &Row| -> Vec<String> {
+            let figures = row.median.iter().zip(&row.ratio).zip(&row.range);
+            figures.map(|((median, ratio), (low, high))| cell(*median, *ratio, *low, *high)).collect()
+        };
+        let mut lines = vec![(String::new(), self.columns.iter().map(|&name| name.to_owned()).collect())];
+        lines.extend(self.rows.iter().map(|row| (row.peer.clone(), cells(row))));
+        let widest = lines.iter().flat_map(|(_, cells)| cells.iter().map(String::len)).max().unwrap_or(0);
+        for (peer, cells) in lines {
+            write!(out, "  {peer:width$}")?;
+            for cell in cells {
+                write!(out, "  {cell:>widest$}")?;
+            }
+            writeln!(out)?;
         }
         writeln!(out, "  {}", self.note)
     }
+}
+
+fn cell(median: f64, ratio: f64, low: f64, high: f64) -> String {
+    // Nothing is a multiple of nothing.
+    let ratio = if ratio.is_finite() { format!(" {ratio:.2}x") } else { String::new() };
+    format!("{} ({}-{}){ratio}", short(median), short(low), short(high))
 }
 
 /// The median of sorted values.
@@ -147,5 +155,16 @@ mod tests {
         assert_eq!(table.rows[0].range, [(10.0, 30.0)]);
         assert_eq!(table.rows[1].median, [40.0]);
         assert_eq!(table.rows[1].ratio, [2.0]);
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_left_out() {
+        let mut table = Table::new("losses", &["failed %"], "");
+        table.row("none", &[vec![0.0]]);
+        table.row("some", &[vec![2.0]]);
+        let mut text = Vec::new();
+        table.print(&mut text).expect("memory can be written");
+        let text = String::from_utf8(text).expect("text");
+        assert!(text.contains("2.00 (2.00-2.00)") && !text.contains('x'), "{text}");
     }
 }
