@@ -10,7 +10,8 @@ DATA ?= data
 ADIT := target/release/adit
 
 RUN_PACKAGES := gcc libc6-dev make nftables iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssh-client openssh-server nginx stunnel4 curl openssl iperf3 iputils-ping procps util-linux faketime haproxy sslh iptables tcpdump
+TEST_PACKAGES := $(RUN_PACKAGES) openvpn openssh-client openssh-server nginx stunnel4 curl openssl iperf3 iputils-ping procps util-linux faketime haproxy iptables tcpdump
+BENCH_PACKAGES := $(TEST_PACKAGES) sslh
 
 .PHONY: help run demo test lint audit bench proof soak fuzz clean
 
@@ -59,7 +60,7 @@ audit:
 	cargo audit
 
 bench:
-	$(call need,$(TEST_PACKAGES))
+	$(call need,$(BENCH_PACKAGES))
 	$(CARGO) build --release -p adit -p adit-bench
 	$(SUDO) target/release/adit-bench
 
