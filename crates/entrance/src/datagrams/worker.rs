@@ -99,7 +99,8 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Acquire) {
             let patience = self.deadlines.next(self.now).map(Duration::from_millis);
             if self.poller.wait(&mut events, patience).is_err() {
-                return;
+                // Never for a poller of its own; but no flow would go on any more.
+                return (self.shared.events)(Event::Ended);
             }
             self.now = monotonic_ms();
             for event in events.iter() {
