@@ -263,7 +263,23 @@ fn every_command_works_without_a_gateway_and_with_one_and_says_the_same() {
     assert!(gateway.ok(&["session", "list"]).contains(id));
 
     let status = gateway.json(&["status"]);
-    has_keys(&status, &["gateway", "name", "version", "since", "sessions", "drops", "rx_bytes", "rx_rate"]);
+    has_keys(
+        &status,
+        &[
+            "gateway",
+            "name",
+            "version",
+            "since",
+            "sessions",
+            "drops",
+            "rx_bytes",
+            "rx_rate",
+            "connections",
+            "flows",
+            "classified",
+            "services",
+        ],
+    );
     assert_eq!((&status["name"], &status["sessions"]), (&json!("north"), &json!({ "openvpn": 1 })));
     assert_eq!(status["gateway"], session["gateway"]);
     let text = gateway.ok(&["status"]);

@@ -106,6 +106,11 @@ fn on_every_port_the_identity_answers_whose_key_the_client_has() {
         })
     }));
     assert_eq!(gateway.drops("no_key_verified"), 0);
+    let status = gateway.json(&["status"]);
+    assert_eq!(status["connections"]["native"], ports.len());
+    let of_keys = |name: &str| status["classified"][&format!("identity {name}")].as_u64().unwrap();
+    let by_name: u64 = IDENTITIES.iter().map(|(name, ..)| of_keys(name)).sum();
+    assert_eq!((by_name, of_keys("plain")), (ports.len() as u64, 0));
 
     let count = Scale::get().pick(60, 1000);
     let cases: Vec<(u16, bool, usize)> =

@@ -35,6 +35,13 @@ pub struct Status {
     pub sessions_started: u64,
     /// Logins refused since the start.
     pub logins_refused: u64,
+    /// What became of TCP connections until it was clear whose they are, since the start; `undecided` now.
+    pub connections: BTreeMap<String, u64>,
+    /// What became of UDP flows of foreign back ends, since the start; `open` now.
+    pub flows: BTreeMap<String, u64>,
+    /// First packets by the rule that took them, and `unknown`, since the rules are in force. UDP packets of identities
+    /// are not among them.
+    pub classified: BTreeMap<String, u64>,
     /// Foreign back ends, in the configuration's order.
     pub services: Vec<ServiceStatus>,
 }

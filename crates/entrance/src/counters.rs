@@ -22,6 +22,13 @@ macro_rules! counters {
         pub struct $counts {
             $($(#[$doc])* pub $name: u64,)+
         }
+
+        impl $counts {
+            /// Each figure with its name.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+        }
     };
 }
 pub(crate) use counters;

@@ -1,5 +1,6 @@
 //! Whose a flow is, and the way there: identities of this gateway, foreign back ends, nobody.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -147,6 +148,11 @@ impl Switch {
         Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What became of UDP flows of back ends, by name.
+    pub(crate) fn flows(&self) -> BTreeMap<String, u64> {
+        self.relays.counts().named().map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+
     /// Puts other rules in force.
     pub(crate) fn set(&self, rules: Rules) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
@@ -198,6 +204,13 @@ impl Rules {
     /// The back ends, in the configuration's order.
     pub(crate) fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
+    }
+
+    /// How often each rule took a flow or connection, and how many were nobody's, since the rules are in force.
+    pub(crate) fn classified(&self) -> BTreeMap<String, u64> {
+        let counts = self.table.counts();
+        let rules = self.table.rules().iter().map(|rule| rule.name.clone());
+        rules.zip(counts.matched).chain([("unknown".to_owned(), counts.unknown)]).collect()
     }
 
     /// How each of them is.
@@ -280,7 +293,7 @@ impl Foreign for Switch {
             Verdict::Matched(found) => match &found.rule.target {
                 Target::Service(backend) if backend.options().address == dialled => Ok(false),
                 Target::Service(backend) if self.relays.relay(datagram, remote, dialled, backend) => Ok(true),
-                Target::Service(_) => Err(DropReason::HalfOpenFull),
+                Target::Service(_) => Err(DropReason::RelayQueueFull),
                 // The gate has seen it, and had its reasons.
                 Target::Identity(_) => Ok(false),
             },

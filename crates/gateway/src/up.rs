@@ -150,7 +150,7 @@ struct Gateway {
     api: UnixListener,
     socket: PathBuf,
     listeners: std::sync::Mutex<Vec<(TcpListener, Duration)>>,
-    reception: Reception,
+    reception: Arc<Reception>,
 }
 
 impl Gateway {
@@ -237,11 +237,11 @@ impl Gateway {
 
         let socket = loaded.socket();
         switch.count_in(engine.drops());
-        let reception = Reception::start(
+        let reception = Arc::new(Reception::start(
             reception_options(&config, open_files),
             Connections(Arc::clone(&switch)),
             relay_events(&alarms),
-        )?;
+        )?);
         let api = {
             let _guard = runtime.enter();
             listen_api(&socket)?
@@ -253,6 +253,7 @@ impl Gateway {
             machine: Machine::new(plumbing, arranged),
             gate: shared_gate,
             switch,
+            reception: Arc::clone(&reception),
             numbering,
             since: clock::now(),
         };

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use adit_api::Problem;
 use adit_engine::{Command, Engine};
+use adit_entrance::Reception;
 use adit_openvpn::gate::{Gate, IdentityId};
 use adit_openvpn::machine::Farewell;
 use adit_store::{Change, ChangeFault, OpenFault, Page, Store, StoreFault};
@@ -63,6 +64,7 @@ pub(crate) struct Live {
     pub(crate) machine: Machine,
     pub(crate) gate: SharedGate,
     pub(crate) switch: Arc<Switch>,
+    pub(crate) reception: Arc<Reception>,
     pub(crate) numbering: Numbering,
     pub(crate) since: adit_store::Timestamp,
 }

@@ -53,6 +53,11 @@ impl Admin {
             tx_rate: totals.tx_rate,
             drops: live.engine.drops().iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             sessions_started: totals.started,
+            connections: (live.reception.counts().named())
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
+            flows: live.switch.flows(),
+            classified: live.switch.rules().classified(),
             services: live.switch.rules().status(),
             logins_refused: totals.refused,
         })
@@ -88,6 +93,28 @@ impl Admin {
             &one(status.rx_bytes),
         );
         metric("sent_bytes_total", "counter", "Bytes of inner packets to clients.", &one(status.tx_bytes));
+        metric(
+            "connections",
+            "gauge",
+            "TCP connections by what became of them; `undecided` now.",
+            &by("outcome", &status.connections),
+        );
+        metric(
+            "flows",
+            "gauge",
+            "UDP flows of back ends by what became of them; `open` now.",
+            &by("outcome", &status.flows),
+        );
+        metric(
+            "classified",
+            "gauge",
+            "First packets by rule, since the rules are in force.",
+            &by("rule", &status.classified),
+        );
+        let services: Vec<_> = (status.services.iter())
+            .map(|service| (format!("{{service=\"{}\"}}", service.name), u64::from(service.up)))
+            .collect();
+        metric("service_up", "gauge", "1 where a back end answers.", &services);
         metric("dropped_packets_total", "counter", "Packets dropped.", &by("reason", &status.drops));
         Ok(out)
     }

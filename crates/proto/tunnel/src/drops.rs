@@ -39,6 +39,8 @@ reasons! {
     BadCookie = "bad_cookie";
     /// No room for another handshake that has not finished.
     HalfOpenFull = "half_open_full";
+    /// A first datagram of a foreign back end: too many wait to be relayed.
+    RelayQueueFull = "relay_queue_full";
     /// The control plane is behind.
     ControlQueueFull = "control_queue_full";
     /// A control packet whose wrapping does not verify ("TLS Error: … authentication failed").
