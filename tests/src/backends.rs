@@ -1,15 +1,17 @@
 //! Programs behind the gateway's ports: openvpn, sshd, nginx, stunnel and haproxy as Debian has them, each with files of its own.
 
 use std::fs::Permissions;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_testbed::{
-    Gateway, Host, OpenVpnServer, Process, ServerSpec, ServerWrap, TestPki, eventually, require,
+    Gateway, Host, OpenVpnServer, Process, ServerSpec, ServerWrap, TestPki, eventually, eventually_some,
+    require,
 };
 use tempfile::TempDir;
 
@@ -216,6 +218,49 @@ pub fn configure(gateway: &Gateway, toml: &str) {
             document.insert(key, item.clone());
         }
     });
+}
+
+/// What a client gets that says this first, until the end, and how long that took. A reset is an end.
+///
+/// # Panics
+/// When the end does not come, or there is no connection.
+#[must_use]
+#[track_caller]
+pub fn ask(from: &Host, server: SocketAddr, first: &[u8]) -> (Vec<u8>, Duration) {
+    let started = Instant::now();
+    let mut stream = from.run_in(|| TcpStream::connect(server)).expect("a connection");
+    stream.set_read_timeout(Some(START)).expect("a socket");
+    stream.write_all(first).expect("the other end takes it");
+    let mut answer = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    }
+    (answer, started.elapsed())
+}
+
+/// A listener on the loopback that is there and accepts nobody by itself.
+///
+/// # Panics
+/// When the port is taken.
+#[must_use]
+#[track_caller]
+pub fn listen(host: &Host, port: u16) -> TcpListener {
+    let listener = host.run_in(|| TcpListener::bind(local(port))).expect("a free port");
+    listener.set_nonblocking(true).expect("a socket");
+    listener
+}
+
+/// The next connection of a listener.
+///
+/// # Panics
+/// When none comes.
+#[must_use]
+#[track_caller]
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = eventually_some("a connection", START, || listener.accept().ok());
+    stream.set_nonblocking(false).expect("a socket");
+    stream.set_read_timeout(Some(START)).expect("a socket");
+    stream
 }
 
 /// A port of the machine itself.

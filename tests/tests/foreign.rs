@@ -11,18 +11,19 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adit_testbed::{
     Flow, Gateway, Host, Network, OpenVpnClient, OpenVpnServer, Rng, ServerSpec, ServerWrap, Wire,
     eventually, ping,
 };
 use adit_tests::backends::{
-    self, Daemon, Daemons, configure, curl, haproxy, local, nginx, ssh, sshd, stunnel,
+    self, Daemon, Daemons, accept, ask, configure, curl, haproxy, listen, local, nginx, ssh, sshd, stunnel,
 };
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);
+const SSH_LINE: &[u8] = b"SSH-2.0-test\r\n";
 const STRIPED: &str = "[[entrance]]\nudp = \"1-29999\"\ntcp = \"1-29999\"\n";
 
 /// 443 and ten others.
@@ -203,35 +204,6 @@ fn must_reach_outside(network: &Network, gateway: &Gateway, profile: &str) {
     client.stop();
     gateway.wait_for_sessions(0, SOON);
 }
-
-/// What a client gets that says this first: how many bytes until the end, and how long that took.
-fn ask(from: &Host, server: SocketAddr, first: &[u8]) -> (Vec<u8>, Duration) {
-    let started = Instant::now();
-    let mut stream = from.run_in(|| TcpStream::connect(server)).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream.write_all(first).unwrap();
-    let mut answer = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut answer) {
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
-    }
-    (answer, started.elapsed())
-}
-
-/// A listener that is there and never accepts.
-fn listen(host: &Host, port: u16) -> TcpListener {
-    let listener = host.run_in(|| TcpListener::bind(local(port))).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    listener
-}
-
-fn accept(listener: &TcpListener) -> TcpStream {
-    let (stream, _) = adit_testbed::eventually_some("a connection", SOON, || listener.accept().ok());
-    stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
-}
-
-const SSH_LINE: &[u8] = b"SSH-2.0-test\r\n";
 
 #[test]
 fn a_back_end_that_is_gone_is_told_once_and_clients_do_not_wait() {
