@@ -41,24 +41,8 @@ pub enum NameFault {
     Empty,
 }
 
-/// First words.
-const PROBES: [&str; 15] = [
-    "openvpn",
-    "tls",
-    "ssh",
-    "http",
-    "socks4",
-    "socks5",
-    "proxy",
-    "silence",
-    "wireguard",
-    "quic",
-    "dtls",
-    "stun",
-    "dns",
-    "ike",
-    "any",
-];
+/// First words besides the names of [`Protocol`]s.
+const OTHERS: [&str; 4] = ["openvpn", "tls", "silence", "any"];
 const WRAPS: [&str; 4] = ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"];
 const DIGESTS: [&str; 4] = ["SHA1", "SHA256", "SHA384", "SHA512"];
 const TLS_KEYS: [&str; 2] = ["sni", "alpn"];
@@ -88,7 +72,10 @@ impl FromStr for Probe {
             "any" => plain(Self::Any, "any"),
             _ => match Protocol::ALL.into_iter().find(|protocol| protocol.name() == name) {
                 Some(protocol) => plain(Self::Form(protocol), protocol.name()),
-                None => Err(unknown(name, "probe", &PROBES)),
+                None => {
+                    let names = OTHERS.into_iter().chain(Protocol::ALL.map(Protocol::name));
+                    Err(unknown(name, "probe", &names.collect::<Vec<_>>()))
+                }
             },
         }
     }
