@@ -22,8 +22,8 @@ use crate::config::{Config, EntranceConfig, TunnelConfig};
 /// Ports of an entrance and a protocol that have a socket each, so that one that another program has is an error and
 /// not passed over.
 pub(crate) const SOCKETS: usize = 64;
-/// Dialled addresses and ports that answers leave from at a time, with a descriptor each.
-const ANSWERING: usize = 1024;
+/// Dialled addresses and ports that answers leave from at a time, with a descriptor each, where there are enough.
+pub(crate) const ANSWERING: usize = 1024;
 
 /// Sockets, ready.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ pub(crate) struct Others {
     pub(crate) released: BTreeSet<u16>,
 }
 
-/// Opens all sockets of the configuration. Of the ports that have a socket each, only those that are in `left` too: the
+/// Opens all sockets of the configuration; `answering` see [`CaptureOptions::answering`]. Of the ports that have a socket each, only those that are in `left` too: the
 /// configuration without what others have.
 ///
 /// # Errors
@@ -54,6 +54,7 @@ pub(crate) fn open(
     config: &Config,
     left: &Config,
     others: &Others,
+    answering: usize,
     plumbing: &mut dyn Plumbing,
 ) -> Result<Opened, PlumbingFault> {
     // Flows of foreign back ends get sockets of their own on the dialled ports.
@@ -81,7 +82,7 @@ pub(crate) fn open(
     if !plan.entrances.is_empty() {
         // Here it costs nothing: a program that has not asked to share does not get the port of an answer either way.
         let udp = UdpOptions { reuse_address: true, ..udp };
-        let options = CaptureOptions { udp, tcp: listen, shards: 1, answering: ANSWERING };
+        let options = CaptureOptions { udp, tcp: listen, shards: 1, answering };
         let Captured { udp, tcp, diversion } = plumbing.capture(&plan, &options)?;
         let capturing = config.entrance.iter().filter(|entrance| captures(entrance, Transport::Tcp));
         let inspect = capturing.map(|entrance| entrance.inspect).max().unwrap_or_default();

@@ -187,8 +187,9 @@ impl Gateway {
         let (decision, mut arranged) = plan_ports(&loaded)?;
         let mut left = config.clone();
         decision.leave_to_others(&mut left);
+        let answering = share_of(open_files, entrances::ANSWERING);
         let Opened { udp, tcp: listeners, diversion } =
-            entrances::open(&config, &left, &arranged.others, plumbing.as_mut())?;
+            entrances::open(&config, &left, &arranged.others, answering, plumbing.as_mut())?;
         arranged.diversion = diversion;
         if udp.is_empty() && listeners.is_empty() {
             return Err(UpFault::Missing("[[entrance]] with a port"));
@@ -405,8 +406,8 @@ fn reception_options(config: &Config, open_files: u64) -> Options {
     Options { unknown, trusted_proxies, max_undecided, ..usual }
 }
 
-/// How many of `usual` strangers there may be with so many descriptors: a quarter of them for connections, a quarter for
-/// UDP flows, so that clients always find one.
+/// How many of `usual` things with a descriptor each there may be with so many: a quarter for strangers' connections, a
+/// quarter for UDP flows of back ends, a quarter for ports that answers leave from, so that clients always find one.
 fn share_of(open_files: u64, usual: usize) -> usize {
     usize::try_from(open_files / 4).map_or(usual, |quarter| quarter.min(usual))
 }
