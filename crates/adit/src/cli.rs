@@ -8,6 +8,9 @@ use adit_client::Bind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::forward::Forward;
+use crate::trace::TraceOptions;
+
 /// A VPN gateway: stock OpenVPN clients connect, work, and are known by name.
 #[derive(Debug, Parser)]
 #[command(
@@ -80,6 +83,27 @@ pub(crate) enum Command {
     /// Ports that clients come in by.
     #[command(subcommand, after_help = "Example:\n  adit entrance release 8080")]
     Entrance(Entrance),
+    /// Source ports of clients' connections.
+    #[command(subcommand, after_help = "Example:\n  adit nat show ann")]
+    Nat(Nat),
+    /// Say who had an address and port outside at a moment.
+    ///
+    /// The answer names user, device, certificate and session. Two are named where one had the ports until that moment and
+    /// the other since. Exit code 3 when it was nobody.
+    ///
+    /// A batch is a CSV file whose heading names time and address, and port and protocol if it can; nfdump's export and
+    /// common reports of abuse are understood. Its lines are printed again with the answer behind each.
+    #[command(after_help = "\
+Example:
+  adit trace --at 2026-11-20T13:37:42Z --address 192.0.2.1 --port 40017 --proto tcp --reason 'case 4711'
+  adit trace --at '2026-11-20 14:37:42 Europe/Oslo' --address 192.0.2.1 --id 40017
+  adit trace --batch report.csv --zone UTC --reason 'case 4711' > answered.csv
+  adit trace --archive /etc/iptables --at 1608986262 --address 192.0.2.1 --port 65300
+  adit trace verify")]
+    Trace(Box<TraceOptions>),
+    /// Ports that are forwarded to devices.
+    #[command(subcommand, after_help = "Example:\n  adit forward add ann laptop --to 22")]
+    Forward(Forward),
     /// Server identities.
     #[command(subcommand, after_help = "Example:\n  adit identity list")]
     Identity(Identity),
@@ -306,6 +330,17 @@ pub(crate) enum Entrance {
         /// The port.
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
+    },
+}
+
+/// `adit nat`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Nat {
+    /// Show who has which source ports now.
+    #[command(after_help = "Example:\n  adit nat show ann --json")]
+    Show {
+        /// Only those of this user.
+        user: Option<String>,
     },
 }
 

@@ -5,7 +5,7 @@ use hyper::Method;
 use serde_json::json;
 
 use crate::call::{Api, CallFault, segment};
-use crate::cli::{Ca, Device, Entrance, Identity, Profile, RouteChoice, Session, TransportChoice, User};
+use crate::cli::{Ca, Device, Entrance, Identity, Nat, Profile, RouteChoice, Session, TransportChoice, User};
 use crate::output::{self, bytes, print, table};
 
 /// Everything a command needs.
@@ -16,7 +16,8 @@ pub(crate) struct Context<'a> {
     pub(crate) json: bool,
 }
 
-type Outcome = Result<(), CallFault>;
+/// What becomes of a command.
+pub(crate) type Outcome = Result<(), CallFault>;
 
 impl Context<'_> {
     /// `adit user`
@@ -203,6 +204,12 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// `adit nat`
+    pub(crate) async fn nat(&self, command: Nat) -> Outcome {
+        let Nat::Show { user } = command;
+        self.blocks(user.as_deref()).await
+    }
+
     /// `adit identity`
     pub(crate) async fn identity(&self, command: Identity) -> Outcome {
         let path = |name: &str, rest: &str| format!("{}/{}{rest}", api::path::IDENTITIES, segment(name));
@@ -316,7 +323,7 @@ impl Context<'_> {
         Ok(dry_run || report.applied)
     }
 
-    fn show<T: serde::Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
+    pub(crate) fn show<T: serde::Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
         if self.json {
             output::json(value);
         } else {
@@ -349,7 +356,7 @@ impl Context<'_> {
 }
 
 /// A value of an enum as it is in JSON.
-fn word(value: &impl serde::Serialize) -> String {
+pub(crate) fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

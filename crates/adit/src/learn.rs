@@ -7,10 +7,7 @@ use adit_capture::learn::{FalsePositives, Finding, Kind, Lesson, learn as compar
 use serde_json::{Value, json};
 
 use crate::cli::Learn;
-use crate::{captured, output};
-
-/// A query that found nothing.
-const NOTHING: u8 = 3;
+use crate::{NOTHING, captured, output};
 
 /// Runs the command.
 pub(crate) fn learn(options: &Learn, json: bool) -> Result<ExitCode, String> {

@@ -9,9 +9,12 @@ mod commands;
 mod connect;
 mod demo;
 mod export;
+mod forward;
 mod learn;
+mod moment;
 mod output;
 mod terminal;
+mod trace;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,6 +30,8 @@ use crate::commands::Context;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
+/// A query that found nothing.
+const NOTHING: u8 = 3;
 
 fn main() -> ExitCode {
     adit_host::limits::share_one_heap();
@@ -83,7 +88,7 @@ fn start_log() {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let config = cli.config.as_path();
+    let (config, json) = (cli.config.as_path(), cli.json);
     match cli.command {
         Command::Init(init) => initialise(init, cli.json),
         Command::Check => Ok(check(config, cli.json)),
@@ -118,17 +123,19 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
                 .map_err(|error| format!("cannot write manual pages to {}: {error}", dir.display()))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Trace(options) => runtime()?.block_on(trace::trace(&Api::new(config), *options, json)),
         command => call(config, cli.json, command),
     }
 }
 
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(1).enable_all().build().map_err(|error| error.to_string())?)
+}
+
 /// Commands that talk to the gateway.
 fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
+    let runtime = runtime()?;
     let context = Context { api: Api::new(config), json };
     let outcome = runtime.block_on(async {
         match command {
@@ -137,6 +144,8 @@ fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure
             Command::Profile(options) => context.profile(options).await.map(|()| true),
             Command::Session(command) => context.session(command).await.map(|()| true),
             Command::Entrance(command) => context.entrance(command).await.map(|()| true),
+            Command::Nat(command) => context.nat(command).await.map(|()| true),
+            Command::Forward(command) => context.forward(command).await.map(|()| true),
             Command::Identity(command) => context.identity(command).await.map(|()| true),
             Command::Ca(command) => context.ca(command).await.map(|()| true),
             Command::Status => context.status().await.map(|()| true),

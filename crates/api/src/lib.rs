@@ -8,7 +8,9 @@
 mod check;
 mod devices;
 mod entrances;
+mod forwards;
 mod identities;
+mod nat;
 mod problem;
 mod sessions;
 mod status;
@@ -17,7 +19,12 @@ mod users;
 pub use check::{CheckReport, PlanEntry, PlanUse, Problem as PlanProblem, Protocol};
 pub use devices::{AddDevice, Device, DeviceList, DeviceRevoked, KeyInForce};
 pub use entrances::PortReleased;
+pub use forwards::{AddForward, Forward, ForwardList, ForwardProtocol};
 pub use identities::{AddIdentity, CaStatus, Identity, IdentityList};
+pub use nat::{
+    Block, BlockInUse, BlockList, Epoch, PortRange, Trace, TraceKind, TraceMatch, TraceProtocol, TraceQuery,
+    TraceRequest, Traces, TrailReport,
+};
 pub use problem::{PROBLEM_TYPE, Problem};
 pub use sessions::{Session, SessionClosed, SessionList, Transport};
 pub use status::{ReloadReport, ServiceStatus, Status};
@@ -73,6 +80,14 @@ pub mod path {
     pub const SESSIONS: &str = "/api/v1/sessions";
     /// Captured ports: give back `/PORT/release` (POST).
     pub const ENTRANCES: &str = "/api/v1/entrances";
+    /// Forwarded ports: list (GET, `?user=`), add (POST), remove `/ID` (DELETE).
+    pub const FORWARDS: &str = "/api/v1/forwards";
+    /// Blocks of source ports in use (GET, `?user=`).
+    pub const NAT: &str = "/api/v1/nat";
+    /// Who had which address and port (POST).
+    pub const TRACE: &str = "/api/v1/trace";
+    /// Whether the record of it is unchanged (GET).
+    pub const TRAIL: &str = "/api/v1/trace/verify";
     /// Identities: list (GET), add (POST), remove `/NAME` (DELETE), rotate `/NAME/rotate` (POST).
     pub const IDENTITIES: &str = "/api/v1/identities";
     /// State of the CA (GET).

@@ -14,7 +14,7 @@ pub use model::{
     ApiConfig, CaConfig, Config, EntranceConfig, IdentityConfig, Routes, StoreConfig, TunnelConfig,
     UnknownAnswer, WrapKind,
 };
-pub use ports::{Block, ForwardConfig, HostConfig, NatConfig};
+pub use ports::{Block, ForwardConfig, HostConfig, NatConfig, TraceConfig};
 pub use services::{BytesConfig, MatchConfig, PatternConfig, ProxyConfig, ServiceConfig};
 pub use template::{InitOptions, render};
 
@@ -116,6 +116,14 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigFault> {
     })?;
     config.validate().map_err(|message| malformed(None, message))?;
     Ok(config)
+}
+
+/// Reads a duration such as `90s` or `1h30m`; a bare number counts seconds.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("\"{text}\" is no duration: for instance 90s, 12h or 30d"))
 }
 
 /// Adds the value that a complaint is about, if it is short and the complaint does not show it.

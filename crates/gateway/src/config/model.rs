@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 
 use super::duration;
-use super::ports::{ForwardConfig, HostConfig, NatConfig};
+use super::ports::{ForwardConfig, HostConfig, NatConfig, TraceConfig};
 use super::services::ServiceConfig;
 
 /// The whole file.
@@ -64,6 +64,9 @@ pub struct Config {
     /// Forwarded ports.
     #[serde(default)]
     pub forward: Option<ForwardConfig>,
+    /// Questions about who had what.
+    #[serde(default)]
+    pub trace: TraceConfig,
 }
 
 fn default_name() -> String {
@@ -321,6 +324,9 @@ pub struct TunnelConfig {
     pub old_clients: bool,
     /// Handshakes under way at most.
     pub max_handshakes: usize,
+    /// How long a device that went away keeps addresses, ports and connections, unless they are needed.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub linger: Duration,
 }
 
 impl Default for TunnelConfig {
@@ -350,6 +356,7 @@ impl Default for TunnelConfig {
             fallback: None,
             old_clients: true,
             max_handshakes: 1024,
+            linger: Duration::from_secs(120),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use adit_plan::nat::{Assign, Size};
 use adit_plan::port_plan;
 use adit_plan::ports::PortSet;
 use serde::{Deserialize, Deserializer};
@@ -41,6 +42,9 @@ pub struct NatConfig {
     /// How many of them a client has.
     #[serde(default)]
     pub block: Block,
+    /// Which block a client has.
+    #[serde(default)]
+    pub assign: Assign,
     /// How long it is kept who had which.
     #[serde(default = "retention", deserialize_with = "duration::deserialize")]
     pub retention: Duration,
@@ -58,6 +62,15 @@ pub enum Block {
 impl Default for Block {
     fn default() -> Self {
         Self::Ports(64)
+    }
+}
+
+impl From<Block> for Size {
+    fn from(block: Block) -> Self {
+        match block {
+            Block::Auto => Self::Auto,
+            Block::Ports(ports) => Self::Ports(ports),
+        }
     }
 }
 
@@ -89,6 +102,14 @@ impl Default for ForwardConfig {
     fn default() -> Self {
         Self { addresses: Vec::new(), ports: [port_plan::FORWARDS].into_iter().collect(), per_user: 5 }
     }
+}
+
+/// `[trace]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceConfig {
+    /// Nobody is named without a reason for the audit trail.
+    pub require_reason: bool,
 }
 
 fn nat_ports() -> PortSet {
