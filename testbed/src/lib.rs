@@ -48,6 +48,7 @@ mod snapshot;
 mod tcp;
 mod wait;
 mod wire;
+mod witness;
 
 pub use binary::adit;
 pub use client::AditClient;
@@ -70,3 +71,4 @@ pub use snapshot::Snapshot;
 pub use tcp::{TcpFlow, TcpTally};
 pub use wait::{eventually, eventually_some};
 pub use wire::{Seen, Wire};
+pub use witness::{Call, Sighting, Witness};

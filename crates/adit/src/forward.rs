@@ -85,21 +85,9 @@ impl Context<'_> {
                     to,
                     expires_in: expires
                 });
-                let added: api::Forward =
+                let added: api::ForwardList =
                     self.api.call(Method::POST, api::path::FORWARDS, Some(request)).await?;
-                self.show(&added, |added| {
-                    let at = match added.addresses.as_slice() {
-                        [] => format!("port {} of every address of the gateway", added.port),
-                        addresses => {
-                            let places: Vec<_> =
-                                addresses.iter().map(|address| format!("{address}:{}", added.port)).collect();
-                            places.join(" and ")
-                        }
-                    };
-                    let device = format!("{}/{}", added.user, added.device);
-                    let away = if added.open { "" } else { ", once it connects" };
-                    format!("{at} leads to port {} of {device}{away}\nid {}\n", added.to, added.id)
-                });
+                self.show(&added, |added| added.forwards.iter().map(described).collect());
             }
             Forward::List { user } => {
                 let list = self.all_forwards(user.as_deref()).await?;
@@ -154,6 +142,23 @@ impl Context<'_> {
         ));
         Ok(())
     }
+}
+
+fn described(forward: &api::Forward) -> String {
+    let places = match forward.addresses.as_slice() {
+        [] => format!("port {} of every address of the gateway", forward.port),
+        addresses => {
+            let places: Vec<_> =
+                addresses.iter().map(|address| format!("{address}:{}", forward.port)).collect();
+            places.join(" and ")
+        }
+    };
+    let away = if forward.open { "" } else { ", once it connects" };
+    let protocol = word(&forward.protocol);
+    format!(
+        "{places} {protocol} leads to port {} of {}/{}{away}, id {}\n",
+        forward.to, forward.user, forward.device, forward.id
+    )
 }
 
 fn forward_row(forward: &api::Forward) -> Vec<String> {

@@ -47,7 +47,7 @@ pub struct Forward {
     pub user: String,
     /// The device that it leads to.
     pub device: String,
-    /// What is forwarded.
+    /// TCP or UDP.
     pub protocol: ForwardProtocol,
     /// The addresses outside; empty for every address of the gateway.
     pub addresses: Vec<std::net::Ipv4Addr>,

@@ -302,6 +302,12 @@ impl Engine {
         let _ = wait.recv();
     }
 
+    /// Returns when every packet that is under way now is through or dropped.
+    pub fn wait_for_packets(&self) {
+        // Nothing is forgotten, in its turn: commands are looked at between batches.
+        self.forget_and_wait(self.new_handle());
+    }
+
     /// Ends the shard and waits for it.
     pub fn stop(&self) {
         self.tell(Command::Stop);

@@ -34,10 +34,6 @@ pub fn check(path: &Path) -> CheckReport {
         }
         Err(fault) => problems.push(problem("machine", fault, "run `adit check` as root")),
     }
-    for message in config.unsupported() {
-        let hint = "its ports are checked, and `adit up` refuses to start with it";
-        problems.push(problem("unsupported", message, hint));
-    }
     if let Err(message) = switch::rules(config, &loaded.directory(), &[], &[]) {
         problems.push(problem("service", message, "see docs/services.md"));
     }

@@ -10,6 +10,7 @@ pub mod config;
 mod control;
 mod desk;
 mod entrances;
+mod exit;
 pub mod http;
 pub mod identities;
 pub mod init;

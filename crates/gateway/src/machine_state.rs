@@ -1,17 +1,21 @@
 //! What the gateway needs of the machine: interface, addresses, routes, filter table, forwarding.
 
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use adit_host::capture::diversion::Diversion;
+use adit_host::conntrack::{Tracked, Usage};
 use adit_host::netlink::{InterfaceAddress, Route};
-use adit_host::nft::Family;
+use adit_host::nft::{Element, ElementChange, Family};
 use adit_host::plumbing::{HostState, LinkSettings, NftTable, Plumbing, PlumbingFault, Sysctl};
+use adit_plan::nat::Layout;
 use adit_plan::pool::Pools;
 use adit_plan::rules;
 use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::entrances::{self, Others};
+use crate::port_plan::Present;
 
 /// The name of adit's own filter table.
 pub(crate) const TABLE: &str = "adit";
@@ -66,8 +70,16 @@ pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefix
             prefixes: prefixes.to_vec(),
             client_to_client: tunnel.client_to_client,
             entrances: entrances::for_rules(config, &arranged.others),
+            nat: arranged.layout.as_ref().map(Layout::block_size),
         }),
     });
+    if arranged.layout.is_some() {
+        state.tables.push(NftTable {
+            family: Family::Inet,
+            name: rules::NAT_TABLE.to_owned(),
+            ruleset: rules::render_nat(interface),
+        });
+    }
     state
 }
 
@@ -88,6 +100,10 @@ pub(crate) struct Arranged {
     pub(crate) source_ports: Vec<Sysctl>,
     /// By what captured ports come where no program captures them.
     pub(crate) diversion: Diversion,
+    /// The machine before anything was changed.
+    pub(crate) present: Option<Present>,
+    /// The blocks of source ports in force.
+    pub(crate) layout: Option<Layout>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -123,6 +139,65 @@ impl Machine {
             changing.arranged.others.released.remove(&port);
         }
         result.map(|()| true)
+    }
+
+    /// The blocks of source ports in force.
+    pub(crate) fn layout(&self) -> Option<Layout> {
+        self.changing().arranged.layout.clone()
+    }
+
+    /// The machine before anything was changed.
+    pub(crate) fn present(&self) -> Option<Present> {
+        self.changing().arranged.present.clone()
+    }
+
+    /// Makes the machine look as wanted for this configuration, with this layout of source ports.
+    pub(crate) fn apply_with(
+        &self,
+        config: &Config,
+        prefixes: &[IpNet],
+        layout: Option<Layout>,
+    ) -> Result<(), ApplyFault> {
+        let changing = &mut *self.changing();
+        let before = std::mem::replace(&mut changing.arranged.layout, layout);
+        let result = changing.apply(config, prefixes);
+        if result.is_err() {
+            changing.arranged.layout = before;
+        }
+        result
+    }
+
+    /// Changes elements of maps: all or none.
+    pub(crate) fn change_elements(&self, changes: &[ElementChange]) -> Result<(), ApplyFault> {
+        Ok(self.changing().plumbing.change_elements(changes)?)
+    }
+
+    /// All elements of a map of the table for source ports.
+    pub(crate) fn elements(&self, map: &str) -> Result<Vec<Element>, ApplyFault> {
+        Ok(self.changing().plumbing.elements(rules::NAT_TABLE, map)?)
+    }
+
+    /// All tracked connections.
+    pub(crate) fn connections(&self) -> Result<Vec<Tracked>, ApplyFault> {
+        Ok(self.changing().plumbing.connections()?)
+    }
+
+    /// How many connections are tracked, and how many may be.
+    pub(crate) fn connection_usage(&self) -> Result<Usage, ApplyFault> {
+        Ok(self.changing().plumbing.connection_usage()?)
+    }
+
+    /// Forgets connections of these addresses.
+    pub(crate) fn forget_connections(&self, addresses: &[IpAddr]) -> Result<(), ApplyFault> {
+        Ok(self.changing().plumbing.forget_connections(addresses)?)
+    }
+
+    /// Forgets those connections that are meant.
+    pub(crate) fn forget_those(&self, meant: impl Fn(&Tracked) -> bool) -> Result<(), ApplyFault> {
+        let plumbing = &mut self.changing().plumbing;
+        let mut connections = plumbing.connections()?;
+        connections.retain(meant);
+        Ok(plumbing.forget(&connections)?)
     }
 
     /// What is not captured although the configuration says so.

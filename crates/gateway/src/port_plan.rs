@@ -7,10 +7,14 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use adit_api::PlanProblem;
+use adit_host::netlink::Netlink;
 use adit_host::plumbing::Sysctl;
 use adit_host::services::{self, Bound, Owner, Transport};
 use adit_host::{lock, sysctl};
-use adit_plan::port_plan::{Demands, EPHEMERAL, Entrance, Forward, Nat, PortPlan, Protocol, Service, Use};
+use adit_plan::nat::{Forwards, Layout, Wanted};
+use adit_plan::port_plan::{
+    self, Demands, EPHEMERAL, Entrance, Forward, Nat, PortPlan, Protocol, Service, Use,
+};
 use adit_plan::ports::PortSet;
 
 use crate::config::Config;
@@ -33,6 +37,8 @@ pub(crate) struct Present {
     pub(crate) unprivileged: u16,
     /// What programs other than the gateway have bound; `None` when the gateway's own cannot be told from them.
     pub(crate) services: Option<Vec<Bound>>,
+    /// Its addresses.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Present {
@@ -50,8 +56,23 @@ impl Present {
             reserved: sysctl::get(RESERVED).map_err(words)?.parse().map_err(|_| unreadable(RESERVED))?,
             unprivileged: sysctl::get(UNPRIVILEGED).ok().and_then(|port| port.parse().ok()).unwrap_or(1024),
             services: others(lock).map_err(|error| format!("cannot list what is bound: {error}"))?,
+            addresses: addresses()?,
         })
     }
+
+    /// The machine as it was, with the addresses that it has now: what else of it the gateway has changed since does
+    /// not count.
+    ///
+    /// # Errors
+    /// What could not be read, in words.
+    pub(crate) fn with_addresses_of_now(&self) -> Result<Self, String> {
+        Ok(Self { addresses: addresses()?, ..self.clone() })
+    }
+}
+
+fn addresses() -> Result<Vec<IpAddr>, String> {
+    let listed = Netlink::open().and_then(|mut netlink| netlink.addresses()).map_err(words)?;
+    Ok(listed.into_iter().map(|listed| listed.address.addr()).collect())
 }
 
 fn words(fault: impl Display) -> String {
@@ -75,6 +96,8 @@ fn others(lock: &Path) -> std::io::Result<Option<Vec<Bound>>> {
 pub(crate) struct Decision {
     /// Who gets which port; with problems, what it amounts to.
     pub(crate) plan: PortPlan,
+    /// The blocks of source ports, with [nat].
+    pub(crate) layout: Option<Layout>,
     /// Kernel parameters that have to be other than they are.
     pub(crate) sysctls: Vec<Sysctl>,
     /// Why it cannot be.
@@ -91,6 +114,7 @@ pub(crate) fn decide(config: &Config, present: &Present) -> Decision {
     demands.ephemeral = wanted;
     let mut decision = Decision {
         plan: PortPlan::preview(&demands),
+        layout: None,
         sysctls: sysctls(&demands, present),
         problems: Vec::new(),
         notes: Vec::new(),
@@ -102,9 +126,26 @@ pub(crate) fn decide(config: &Config, present: &Present) -> Decision {
             hint: found.hint,
         }));
     }
+    decision.look_at_nat(config, &demands, present);
     decision.look_at_sysctls(config, &demands, present, &of_present);
     decision.look_at_services(&demands, present);
     decision
+}
+
+/// Where forwarded ports are, in the words of the layout: without addresses, wherever the machine is reached.
+fn forwards(demands: &Demands) -> Option<Forwards> {
+    let Forward { addresses, ports } = demands.forward.as_ref()?;
+    let mut addresses: Vec<Ipv4Addr> = addresses
+        .iter()
+        .filter_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    if addresses.iter().any(Ipv4Addr::is_unspecified) {
+        addresses.clear();
+    }
+    Some(Forwards { addresses, ports: ports.clone() })
 }
 
 fn demands(config: &Config, present: &Present) -> Demands {
@@ -188,6 +229,50 @@ impl Decision {
                 for address in &addresses {
                     *ports = ports.both(&self.plan.ports(*address, protocol, Use::Entrance));
                 }
+            }
+        }
+    }
+
+    fn look_at_nat(&mut self, config: &Config, demands: &Demands, present: &Present) {
+        let Some(nat) = &config.nat else {
+            if config.forward.is_some() {
+                self.problem(
+                    "nat",
+                    "[forward] needs [nat]".into(),
+                    "what a forwarded port lets in is answered from there: add [nat] with an address".into(),
+                );
+            }
+            return;
+        };
+        let own = nat.addresses.iter().map(|address| ("[nat]", *address));
+        let forward = config.forward.iter().flat_map(|forward| &forward.addresses);
+        for (table, address) in own.chain(forward.map(|address| ("[forward]", *address))) {
+            if !present.addresses.contains(&IpAddr::V4(address)) {
+                self.problem(
+                    "nat-address",
+                    format!("{table} addresses: {address} is on no interface of this machine"),
+                    format!("`ip address add {address}/32 dev INTERFACE`, or name an address that it has"),
+                );
+            }
+        }
+        let wanted = Wanted {
+            addresses: nat.addresses.clone(),
+            ports: nat.ports.ranges().first().cloned().unwrap_or(port_plan::NAT),
+            size: nat.block.into(),
+            assign: nat.assign,
+            pools: config.tunnel.pool4.clone(),
+            forward: forwards(demands),
+            host: demands.ephemeral.clone(),
+        };
+        match Layout::new(&wanted) {
+            Ok(layout) => {
+                self.notes.extend(layout.notes());
+                self.layout = Some(layout);
+            }
+            Err(fault) => {
+                let text = fault.to_string();
+                let (message, hint) = text.split_once("; ").unwrap_or((&text, "see docs/nat.md"));
+                self.problem("nat-blocks", message.to_owned(), hint.to_owned());
             }
         }
     }
@@ -334,7 +419,14 @@ mod tests {
 
     fn linux() -> Present {
         let reserved = PortSet::default();
-        Present { range: 32_768..=60_999, reserved, unprivileged: 1024, services: Some(Vec::new()) }
+        let addresses = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap()).to_vec();
+        Present {
+            range: 32_768..=60_999,
+            reserved,
+            unprivileged: 1024,
+            services: Some(Vec::new()),
+            addresses,
+        }
     }
 
     fn set(decision: &Decision) -> Vec<String> {

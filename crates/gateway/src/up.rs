@@ -15,6 +15,7 @@ use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_con
 use adit_host::privilege::PrivilegeFault;
 use adit_host::services::Bound;
 use adit_host::tun::TunOptions;
+use adit_plan::nat::Layout;
 use adit_store::{OpenFault, PoolsFault, Store, StoreFault};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,8 +25,9 @@ use crate::admin::{Admin, AdminFault, DATABASE, Live};
 use crate::alarm::Alarms;
 use crate::config::{Config, ConfigFault, Loaded, UnknownAnswer};
 use crate::control::{self, Control, Message};
-use crate::desk::Desk;
+use crate::desk::{self, Desk};
 use crate::entrances::{self, Opened, Others};
+use crate::exit::{self, Exits};
 use crate::identities::{IdentityFault, Numbering, SharedGate};
 use crate::keyring::{Keyring, KeyringFault};
 use crate::machine_state::{self, Arranged, Machine};
@@ -114,7 +116,6 @@ pub enum UpFault {
 pub fn up(config: &Path, ready: impl FnOnce()) -> Result<(), UpFault> {
     adit_host::privilege::check()?;
     let loaded = Loaded::read(config)?;
-    loaded.refuse_unsupported()?;
     // Descriptors and core dumps: better with, but no reason not to start.
     let open_files = adit_host::limits::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the number of open files");
@@ -172,10 +173,6 @@ impl Gateway {
         let (gate, plans) = numbering.plan(&keyring, &identities, &config.tunnel)?;
         let rules = switch::rules(&config, &loaded.directory(), &identities::wraps(&identities), &[])
             .map_err(UpFault::Services)?;
-        let store = open_store(&state, &config)?;
-        let sites = Sites::default();
-        sites.refresh(&store)?;
-
         // What a crashed gateway left behind goes first: it would look like a conflict.
         let (plumbing, recovery) = InProcess::start(&state.join("machine.json"))?;
         if recovery != Recovery::Clean {
@@ -185,6 +182,9 @@ impl Gateway {
         refuse_conflicts(&config)?;
         // Before the first socket of this process: what is bound now is somebody else's.
         let (decision, mut arranged) = plan_ports(&loaded)?;
+        let store = open_store(&state, &config, arranged.layout.as_ref())?;
+        let sites = Sites::default();
+        sites.refresh(&store)?;
         let mut left = config.clone();
         decision.leave_to_others(&mut left);
         let answering = share_of(open_files, entrances::ANSWERING);
@@ -220,8 +220,16 @@ impl Gateway {
             failed: Box::new(move |why| alarm.ring(why)),
         })?);
         let tunnel = Arc::new(config.tunnel.clone());
-        let desk =
-            Desk::start(store.clone(), tunnel, sites.clone(), control.clone(), alarms.alarm("the desk"))?;
+        let rules = exit::Rules::of(arranged.layout.as_ref());
+        let machine = Arc::new(Machine::new(plumbing, arranged));
+        let desk = desk::Parts {
+            store: store.clone(),
+            settings: tunnel,
+            sites: sites.clone(),
+            exits: Exits::new(Arc::clone(&machine), rules),
+            control: control.clone(),
+        };
+        let desk = Desk::start(desk, alarms.alarm("the desk"))?;
         let parts = control::Parts {
             engine: Arc::clone(&engine),
             inbox: messages,
@@ -251,7 +259,7 @@ impl Gateway {
             control: control.clone(),
             desk: desk.questions(),
             engine: Arc::clone(&engine),
-            machine: Machine::new(plumbing, arranged),
+            machine,
             gate: shared_gate,
             switch,
             reception: Arc::clone(&reception),
@@ -380,7 +388,7 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-fn open_store(state: &Path, config: &Config) -> Result<Store, UpFault> {
+fn open_store(state: &Path, config: &Config, layout: Option<&Layout>) -> Result<Store, UpFault> {
     let store = Store::open(&state.join(DATABASE))?;
     let recovered = store.recover(clock::now())?;
     if recovered.leases > 0 || recovered.sessions > 0 {
@@ -391,6 +399,7 @@ fn open_store(state: &Path, config: &Config) -> Result<Store, UpFault> {
         );
     }
     store.set_pools(config.tunnel.pools().map_err(AdminFault::BadPools)?)?;
+    store.set_nat(layout, clock::now())?;
     Ok(store)
 }
 
@@ -454,9 +463,16 @@ fn plan_ports(loaded: &Loaded) -> Result<(Decision, Arranged), UpFault> {
     for note in &decision.notes {
         tracing::info!("{note}");
     }
+    let before = present.clone();
     let others = Others { services: present.services.unwrap_or_default(), ..Others::default() };
-    let source_ports = decision.sysctls.clone();
-    Ok((decision, Arranged { others, source_ports, ..Arranged::default() }))
+    let arranged = Arranged {
+        others,
+        source_ports: decision.sysctls.clone(),
+        present: Some(before),
+        layout: decision.layout.clone(),
+        ..Arranged::default()
+    };
+    Ok((decision, arranged))
 }
 
 /// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the

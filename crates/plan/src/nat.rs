@@ -54,7 +54,8 @@ pub use replan::{Move, Replan};
 
 use crate::pool::{PoolFault, Pools};
 use crate::ports::PortSet;
-use crate::special::{is_private4, special};
+pub use crate::special::is_private4;
+use crate::special::special;
 
 /// More addresses than these are a mistake: it bounds what a stored text can make the gateway hold.
 const MOST_ADDRESSES: usize = 4096;

@@ -24,7 +24,7 @@ pub(crate) fn special(net: &IpNet) -> Option<&'static str> {
 }
 
 /// Networks whose addresses mean nothing outside: RFC 1918, RFC 6598, RFC 3927.
-pub(crate) fn is_private4(net: &Ipv4Net) -> bool {
+pub fn is_private4(net: &Ipv4Net) -> bool {
     let address = net.network();
     let shared = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
     address.is_private() || address.is_link_local() || shared.contains(&address)

@@ -61,7 +61,7 @@ pub(crate) struct Live {
     pub(crate) control: Control,
     pub(crate) desk: Sender<Ask>,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) machine: Machine,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) gate: SharedGate,
     pub(crate) switch: Arc<Switch>,
     pub(crate) reception: Arc<Reception>,
@@ -156,15 +156,20 @@ impl Admin {
         Change { actor: "operator", now: clock::now() }
     }
 
-    /// Closes sessions and returns how many, when no packet of theirs passes any more.
+    /// Closes sessions and returns how many, when no packet of theirs passes any more. Of users and devices that are
+    /// not to come again nothing is left then: no address, no port, no connection.
     async fn cut(&self, which: Which, farewell: Farewell) -> Result<u64, Problem> {
         let Some(live) = &self.live else { return Ok(0) };
         let (reply, answer) = oneshot::channel();
         // By way of the desk: behind the logins it has decided already.
-        let message = Ask::Forward(Box::new(Message::Close(which, farewell, reply)));
+        let message = Ask::Forward(Box::new(Message::Close(which.clone(), farewell, reply)));
         let gone = || unavailable("the gateway is shutting down");
         live.desk.send(message).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
+        let closed = answer.await.map_err(|_| gone())?;
+        let (done, settled) = oneshot::channel();
+        live.desk.send(Ask::Settle { which, done }).map_err(|_| gone())?;
+        settled.await.map_err(|_| gone())?;
+        Ok(closed)
     }
 
     /// The machine's routes and rules follow the networks behind devices.

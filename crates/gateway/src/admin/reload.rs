@@ -96,8 +96,7 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.ca.key != new.ca.key, "[ca] key");
     fixed(!entrances::can_follow(old, new), "[[entrance]]");
     fixed(old.host != new.host, "[host]");
-    fixed(old.nat != new.nat, "[nat]");
-    fixed(old.forward != new.forward, "[forward]");
+    fixed(old.nat.is_some() != new.nat.is_some(), "whether there is [nat]");
     let closes = |config: &Config| config.unknown.answer == UnknownAnswer::Close;
     fixed(closes(old) != closes(new), "[unknown]");
     let first_or_last = old.service.is_empty() != new.service.is_empty();
@@ -106,8 +105,6 @@ fn compare(old: &Config, new: &Config) -> Difference {
     fixed(old.api != new.api, "[api]");
     let (before, after) = (&old.tunnel, &new.tunnel);
     fixed(before.interface != after.interface, "[tunnel] interface");
-    fixed(before.pool4 != after.pool4, "[tunnel] pool4");
-    fixed(before.pool6 != after.pool6, "[tunnel] pool6");
     fixed(before.mtu != after.mtu, "[tunnel] mtu");
     fixed(before.sndbuf != after.sndbuf, "[tunnel] sndbuf");
     fixed(before.rcvbuf != after.rcvbuf, "[tunnel] rcvbuf");

@@ -61,17 +61,6 @@ impl Loaded {
         Ok(Self { path: path.to_owned(), config: parse(&text, path)? })
     }
 
-    /// Refuses what `adit up` cannot do yet.
-    ///
-    /// # Errors
-    /// [`ConfigFault::Malformed`] that names the table.
-    pub(crate) fn refuse_unsupported(&self) -> Result<(), ConfigFault> {
-        match self.config.unsupported().into_iter().next() {
-            Some(message) => Err(ConfigFault::Malformed { path: self.path.clone(), line: None, message }),
-            None => Ok(()),
-        }
-    }
-
     /// The state directory.
     #[must_use]
     pub fn state(&self) -> PathBuf {

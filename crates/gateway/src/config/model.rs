@@ -420,12 +420,6 @@ impl Config {
         self.validate_ports()
     }
 
-    /// What the file has and `adit up` cannot do yet, in words.
-    pub(crate) fn unsupported(&self) -> Vec<String> {
-        let tables = [("[nat]", self.nat.is_some()), ("[forward]", self.forward.is_some())];
-        tables.into_iter().filter(|(_, present)| *present).map(|(table, _)| unsupported(table)).collect()
-    }
-
     fn validate_tunnel(&self) -> Result<(), String> {
         let tunnel = &self.tunnel;
         if tunnel.pool4.is_empty() && tunnel.pool6.is_empty() {
@@ -503,10 +497,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn unsupported(table: &str) -> String {
-    format!("{table} is not supported by this version of adit; remove it")
 }
 
 fn is_domain(text: &str) -> bool {

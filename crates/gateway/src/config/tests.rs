@@ -85,14 +85,12 @@ fn tables_of_the_port_plan_are_read_with_their_defaults() {
     assert_eq!(nat.retention.as_secs(), 30 * 86_400);
     let forward = config.forward.as_ref().unwrap();
     assert_eq!((forward.ports.to_string().as_str(), forward.per_user), ("30000-39999", 5));
-    assert_eq!(config.unsupported().len(), 2);
 
     let host =
         "[host]\nephemeral = \"50000-60001\"\nmanage_sysctl = false\n[[entrance]]\nudp = \"1-29999\"\n";
     let config = parsed(&format!("{MINIMAL}{host}")).unwrap();
     assert_eq!(config.host, HostConfig { ephemeral: Some(50_000..=60_001), manage_sysctl: false });
     assert_eq!(config.entrance[0].udp.count(), 29_999);
-    assert!(config.unsupported().is_empty());
 }
 
 #[test]

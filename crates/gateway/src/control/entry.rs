@@ -28,6 +28,8 @@ pub(super) struct Entry {
     /// What the desk granted, until data packets may pass.
     pub(super) granted: Option<Box<Granted>>,
     pub(super) live: Option<Live>,
+    /// The desk has been told that it is over.
+    pub(super) given_back: bool,
     began: Instant,
     client: Option<String>,
     tls: Option<String>,
@@ -50,6 +52,7 @@ impl Entry {
             peer_id: None,
             granted: None,
             live: None,
+            given_back: false,
             began: now,
             client: None,
             tls: None,

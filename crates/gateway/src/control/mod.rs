@@ -304,7 +304,8 @@ impl ControlThread {
         let Some(entry) = self.entries.get_mut(&handle) else {
             // The client left meanwhile.
             if let Decision::Granted(_) = decision {
-                self.tell_desk(Ask::End { handle, reason: "left before it was let in".into() });
+                let reason = "left before it was let in".into();
+                self.tell_desk(Ask::End { handle, reason, linger: true });
             }
             return;
         };
@@ -396,11 +397,15 @@ impl ControlThread {
             }
             None => entry.log_failure(why),
         }
-        let decided = entry.live.is_some() || entry.granted.is_some();
+        let decided = !entry.given_back && (entry.live.is_some() || entry.granted.is_some());
         if decided {
             // No packet may pass before the addresses go to somebody else.
             self.engine.forget_and_wait(handle);
-            self.tell_desk(Ask::End { handle, reason: entry::short(why) });
+            self.tell_desk(Ask::End {
+                handle,
+                reason: entry::short(why),
+                linger: !matches!(why, Ended::Refused(_)),
+            });
         } else {
             self.engine.tell(Command::Forget(handle, None));
         }
@@ -419,7 +424,21 @@ impl ControlThread {
         for handle in &handles {
             self.farewell(*handle, farewell, now);
         }
+        if matches!(farewell, Farewell::AuthFailed(_) | Farewell::Halt(_)) && !handles.is_empty() {
+            self.give_back(&handles);
+        }
         handles.len() as u64
+    }
+
+    /// Gives back what clients had that are not to come again, while they are still being told.
+    fn give_back(&mut self, handles: &[Handle]) {
+        self.engine.wait_for_packets();
+        for handle in handles {
+            let Some(entry) = self.entries.get_mut(handle) else { continue };
+            entry.given_back = true;
+            let reason = "closed by the administrator".into();
+            self.tell_desk(Ask::End { handle: *handle, reason, linger: false });
+        }
     }
 
     fn tell_desk(&self, ask: Ask) {

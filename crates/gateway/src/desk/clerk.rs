@@ -1,0 +1,177 @@
+//! The desk's thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use adit_engine::Handle;
+use adit_store::{Admission, AdmissionFault, Admitted, DeviceId, KeyHash, LeaseFault, Serial, Store};
+
+use super::leases::Held;
+use super::{Ask, Decision, Login, Parts, Refused, TRY_LATER, identify, no_admission, refusal};
+use crate::clock;
+use crate::config::TunnelConfig;
+use crate::control::{Control, Message};
+use crate::exit::Exits;
+use crate::sites::Sites;
+
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Logins decided together at most: those behind them wait for all of them.
+const TOGETHER: usize = 32;
+
+/// See the module's text.
+pub(super) struct Clerk {
+    pub(super) store: Store,
+    pub(super) settings: Arc<TunnelConfig>,
+    pub(super) sites: Sites,
+    pub(super) exits: Exits,
+    pub(super) control: Control,
+    /// What devices have: those that are connected, and those that were a moment ago.
+    pub(super) held: HashMap<DeviceId, Held>,
+    /// The devices of live sessions.
+    pub(super) live: HashMap<Handle, DeviceId>,
+}
+
+impl Clerk {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { store, settings, sites, exits, control } = parts;
+        Self { store, settings, sites, exits, control, held: HashMap::new(), live: HashMap::new() }
+    }
+
+    pub(super) fn run(mut self, inbox: &Receiver<Ask>) {
+        let mut beat = Instant::now() + HEARTBEAT;
+        loop {
+            // Looked at before every question, so that a busy inbox does not put the heartbeat off.
+            let now = Instant::now();
+            if beat <= now {
+                beat = now + HEARTBEAT;
+                self.beat();
+                continue;
+            }
+            let next = self.let_go(now).map_or(beat, |at| at.min(beat));
+            let mut next = match inbox.recv_timeout(next.saturating_duration_since(now)) {
+                Ok(ask) => Some(ask),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if let Some(Ask::Login(_)) = next {
+                next = self.logins(next, inbox);
+            }
+            match next {
+                Some(Ask::Stay { handle, leaf }) => self.stay(handle, &leaf),
+                Some(Ask::End { handle, reason, linger }) => self.end(handle, &reason, linger),
+                Some(Ask::Settle { which, done }) => {
+                    self.settle(&which);
+                    let _ = done.send(());
+                }
+                Some(Ask::Forwards { device, cut, done }) => {
+                    let _ = done.send(self.follow_forwards(device, &cut));
+                }
+                Some(Ask::Forward(message)) => self.control.tell(*message),
+                Some(Ask::Settings(settings)) => self.settings = settings,
+                Some(Ask::Close) => break,
+                Some(Ask::Login(_)) | None => {}
+            }
+        }
+        self.close();
+    }
+
+    /// What is done every few seconds.
+    fn beat(&mut self) {
+        if let Err(error) = self.store.heartbeat(clock::now()) {
+            tracing::error!(%error, "the journal's heartbeat could not be written");
+        }
+    }
+
+    /// Decides about the first login and all that wait right behind it. Gives back what comes after them.
+    fn logins(&mut self, first: Option<Ask>, inbox: &Receiver<Ask>) -> Option<Ask> {
+        let mut logins = Vec::new();
+        let mut next = first;
+        while let Some(Ask::Login(login)) = next {
+            logins.push(login);
+            next = if logins.len() < TOGETHER { inbox.try_recv().ok() } else { None };
+        }
+        self.decide(logins);
+        next
+    }
+
+    fn decide(&mut self, logins: Vec<Login>) {
+        let mut known = Vec::with_capacity(logins.len());
+        for login in logins {
+            match identify(&login.leaf) {
+                Ok(credential) => known.push((login, credential)),
+                Err(refused) => self.answer(login.handle, Decision::Refused(refused)),
+            }
+        }
+        let now = clock::now();
+        let admissions: Vec<_> = known.iter().map(|(login, of)| admission(login, of, now)).collect();
+        match self.store.admit(&admissions) {
+            Ok(outcomes) => {
+                for (admission, ((login, _), outcome)) in admissions.iter().zip(known.iter().zip(outcomes)) {
+                    let outcome = self.make_room(admission, outcome);
+                    let decision = match outcome {
+                        Ok(admitted) => self.grant(login, admitted),
+                        Err(fault) => Decision::Refused(no_admission(fault)),
+                    };
+                    self.answer(login.handle, decision);
+                }
+            }
+            Err(fault) => {
+                for (login, _) in &known {
+                    let refused = Refused::for_a_while(TRY_LATER, fault.to_string());
+                    self.answer(login.handle, Decision::Refused(refused));
+                }
+            }
+        }
+    }
+
+    /// Where a client is refused for want of addresses or ports, a device that is away gives up its own.
+    fn make_room(
+        &mut self,
+        admission: &Admission<'_>,
+        mut outcome: Result<Admitted, AdmissionFault>,
+    ) -> Result<Admitted, AdmissionFault> {
+        while let Err(AdmissionFault::NoLease { fault, .. }) = &outcome {
+            let full = matches!(fault, LeaseFault::Full(_) | LeaseFault::NoBlock(_));
+            if !full || !self.reclaim() {
+                break;
+            }
+            outcome = match self.store.admit(std::slice::from_ref(admission)) {
+                Ok(mut outcomes) => outcomes.pop().unwrap_or(Err(AdmissionFault::NoPools)),
+                Err(fault) => Err(AdmissionFault::Store(fault)),
+            };
+        }
+        outcome
+    }
+
+    fn answer(&self, handle: Handle, decision: Decision) {
+        self.control.tell(Message::Decided(handle, decision));
+    }
+
+    fn stay(&mut self, handle: Handle, leaf: &[u8]) {
+        let result = identify(leaf).and_then(|(serial, key)| {
+            self.store.authorize(&serial, &key, clock::now()).map_err(|fault| refusal(&fault))
+        });
+        let decision = match result {
+            Ok(_) => Decision::Stays,
+            Err(refused) => Decision::Refused(refused),
+        };
+        self.answer(handle, decision);
+    }
+}
+
+fn admission<'a>(
+    login: &'a Login,
+    (serial, key): &'a (Serial, KeyHash),
+    now: adit_store::Timestamp,
+) -> Admission<'a> {
+    Admission {
+        serial,
+        key,
+        protocol: login.protocol,
+        identity: &login.identity,
+        transport: if login.tcp { "tcp" } else { "udp" },
+        now,
+    }
+}

@@ -1,0 +1,185 @@
+//! What leaves a device and what is let in to it, in the kernel: source ports, forwards, connections.
+//!
+//! The order is what keeps a late packet from being answered by the next owner of an address, and a connection from
+//! being traced to them: at the end of a lease its elements go first, then its connections, and only then the journal
+//! says that it is over. A lease that begins finds no connection of anybody else at its address and ports.
+
+mod elements;
+mod unclaimed;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use adit_plan::nat::{Block, Forwards, Layout};
+use adit_plan::pool::Inner;
+use ipnet::IpNet;
+
+pub(crate) use self::elements::{Key, Outlet, TCP, UDP, Way, keys};
+use self::unclaimed::Unclaimed;
+use crate::machine_state::{ApplyFault, Machine};
+
+/// What is in force of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// Source ports are in blocks.
+    pub(crate) blocks: bool,
+    /// Where forwarded ports are, if any.
+    pub(crate) forward: Option<Forwards>,
+}
+
+impl Rules {
+    /// The rules of a layout of source ports.
+    pub(crate) fn of(layout: Option<&Layout>) -> Self {
+        Self { blocks: layout.is_some(), forward: layout.and_then(Layout::forward).cloned() }
+    }
+}
+
+/// The kernel's side of all leases. One thread has it.
+pub(crate) struct Exits {
+    machine: Arc<Machine>,
+    rules: Rules,
+    unclaimed: Unclaimed,
+}
+
+impl Exits {
+    /// Takes up connections that are there from an earlier run.
+    pub(crate) fn new(machine: Arc<Machine>, rules: Rules) -> Self {
+        let unclaimed = match machine.connections() {
+            Ok(connections) => Unclaimed::new(&connections),
+            Err(fault) => {
+                tracing::warn!(%fault, "cannot look at tracked connections");
+                Unclaimed::default()
+            }
+        };
+        Self { machine, rules, unclaimed }
+    }
+
+    /// Begins a lease: nobody else's connections are at its address and ports, and its own of an earlier run stay if it
+    /// is the same device's again (`same`).
+    ///
+    /// # Errors
+    /// When the kernel refuses. Nothing leaves then.
+    pub(crate) fn open(&mut self, inner: Inner, outlet: &Outlet, same: bool) -> Result<(), ApplyFault> {
+        let strange = self.unclaimed.claim(inner, outlet.block, same);
+        if !strange.is_empty() {
+            self.machine.forget_connections(&strange)?;
+        }
+        self.change(&Outlet::default(), outlet)
+    }
+
+    /// Brings the kernel from one state of a lease to another.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it is as before then.
+    pub(crate) fn change(&self, old: &Outlet, new: &Outlet) -> Result<(), ApplyFault> {
+        self.change_all([(old, new)])
+    }
+
+    /// The same for several leases at once: all of it or nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it is as before then.
+    pub(crate) fn change_all<'a>(
+        &self,
+        pairs: impl IntoIterator<Item = (&'a Outlet, &'a Outlet)>,
+    ) -> Result<(), ApplyFault> {
+        let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+        for (before, after) in pairs {
+            old.extend(self.elements(before));
+            new.extend(self.elements(after));
+        }
+        self.apply(&old, &new)
+    }
+
+    /// Puts other rules in force for all leases, with what each has before and after: all of it or nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses; everything is as before then.
+    pub(crate) fn set_rules(&mut self, rules: Rules, leases: &[(Outlet, Outlet)]) -> Result<(), ApplyFault> {
+        let old: BTreeMap<_, _> = leases.iter().flat_map(|(before, _)| self.elements(before)).collect();
+        let before = std::mem::replace(&mut self.rules, rules);
+        let new: BTreeMap<_, _> = leases.iter().flat_map(|(_, after)| self.elements(after)).collect();
+        let result = self.apply(&old, &new);
+        if result.is_err() {
+            self.rules = before;
+        }
+        result
+    }
+
+    fn elements(&self, outlet: &Outlet) -> BTreeMap<Key, Vec<u8>> {
+        match self.rules.blocks {
+            true => elements::of(outlet, self.rules.forward.as_ref()),
+            false => BTreeMap::new(),
+        }
+    }
+
+    fn apply(&self, old: &BTreeMap<Key, Vec<u8>>, new: &BTreeMap<Key, Vec<u8>>) -> Result<(), ApplyFault> {
+        let changes = elements::difference(old, new);
+        if changes.is_empty() { Ok(()) } else { self.machine.change_elements(&changes) }
+    }
+
+    /// Ends a lease: nothing new leaves or comes in, and what was under way is forgotten. What fails is tried again
+    /// with the next owner, and logged.
+    pub(crate) fn close(&mut self, inner: Inner, outlet: &Outlet) {
+        if let Err(fault) = self.change(outlet, &Outlet::default()) {
+            tracing::error!(%fault, %inner, "source ports of a lease that is over could not be taken out");
+        }
+        self.forget(inner, &outlet.sites.iter().copied().map(IpNet::V4).collect::<Vec<_>>());
+    }
+
+    /// Forgets connections of an address and of networks behind it.
+    pub(crate) fn forget(&self, inner: Inner, sites: &[IpNet]) {
+        let addresses: Vec<IpAddr> =
+            inner.v4.map(IpAddr::V4).into_iter().chain(inner.v6.map(IpAddr::V6)).collect();
+        let forgotten = self.machine.forget_connections(&addresses).and_then(|()| match sites {
+            [] => Ok(()),
+            sites => self.machine.forget_those(|tracked| {
+                let ends = [tracked.original.source.ip(), tracked.reply.source.ip()];
+                sites.iter().any(|net| ends.iter().any(|end| net.contains(end)))
+            }),
+        });
+        if let Err(fault) = forgotten {
+            tracing::error!(%fault, %inner, "tracked connections could not be deleted");
+        }
+    }
+
+    /// Forgets what came in by ports that are forwarded no more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn cut(&self, inner: Inner, ways: &[Way]) -> Result<(), ApplyFault> {
+        let Some(inner) = inner.v4.filter(|_| !ways.is_empty()) else { return Ok(()) };
+        self.machine.forget_those(|tracked| {
+            let (outside, inside) = (tracked.original.destination.port(), tracked.reply.source);
+            let came_by =
+                |way: &Way| (way.protocol, way.port, way.to) == (tracked.protocol, outside, inside.port());
+            inside.ip() == IpAddr::V4(inner) && ways.iter().any(came_by)
+        })
+    }
+
+    /// Takes all elements out at once, without touching connections: their owners may be back in a moment, and until
+    /// then nothing passes.
+    pub(crate) fn suspend<'a>(&self, outlets: impl IntoIterator<Item = &'a Outlet>) {
+        let nothing = Outlet::default();
+        if let Err(fault) = self.change_all(outlets.into_iter().map(|outlet| (outlet, &nothing))) {
+            tracing::error!(%fault, "source ports could not be taken out");
+        }
+    }
+
+    /// Which of these ranges still have connections of their owner.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(crate) fn in_use(&self, ranges: &[(IpAddr, Block)]) -> Result<Vec<bool>, ApplyFault> {
+        let connections = self.machine.connections()?;
+        let has = |(owner, block): &(IpAddr, Block)| {
+            connections.iter().any(|tracked| {
+                let end = tracked.reply.destination;
+                tracked.original.source.ip() == *owner
+                    && matches!(end.ip(), IpAddr::V4(to) if block.contains(to, end.port()))
+            })
+        };
+        Ok(ranges.iter().map(has).collect())
+    }
+}
