@@ -23,9 +23,9 @@ pub struct Choice {
 pub enum NoBlock {
     /// All are taken or in quarantine.
     #[error(
-        "no free port block: of {blocks} blocks of {size} ports {taken} are taken and the rest still carries \
-         connections of those who had it before; end sessions, or give [nat] more addresses, a wider range or \
-         smaller blocks"
+        "no free port block: of {blocks} blocks of {size} ports {taken} are taken{}; end sessions, or give [nat] \
+         more addresses, a wider range or smaller blocks",
+        if taken < blocks { ", and the rest still carries connections of those who had it before" } else { "" }
     )]
     Full {
         /// How many there are.

@@ -1,5 +1,6 @@
 //! From one layout to the next.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::{Assign, Block, Blocks, Layout};
@@ -53,8 +54,8 @@ impl Blocks {
         let mut blocks = Self::new(layout);
         self.remember(&mut blocks);
         let (mut kept, mut moved, mut homeless) = (Vec::new(), Vec::new(), Vec::new());
-        let mut left: Vec<(Ipv4Addr, Block)> =
-            self.quarantined().map(|(range, owner)| (owner, range)).collect();
+        let before = self.quarantined().map(|(range, owner)| (owner, range));
+        let mut left: BTreeSet<(Ipv4Addr, Block)> = before.collect();
         let mut searching = Vec::new();
         for &(inner, from) in open {
             let number = match blocks.layout.assign() {
@@ -68,13 +69,16 @@ impl Blocks {
                         kept.push(inner);
                     } else {
                         moved.push(Move { inner, from, to, number });
-                        left.push((inner, from));
+                        left.insert((inner, from));
                     }
                 }
-                None if blocks.layout.assign() == Assign::Static => homeless.push((inner, from)),
+                None if blocks.layout.assign() == Assign::Static => {
+                    left.remove(&(inner, from));
+                    homeless.push((inner, from));
+                }
                 None => {
                     searching.push((inner, from));
-                    left.push((inner, from));
+                    left.insert((inner, from));
                 }
             }
         }
