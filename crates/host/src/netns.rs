@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use crate::errno::words;
 use crate::netlink::{Netlink, NetlinkFault};
+use crate::sysctl;
 
 /// Where the names are, for `ip netns` as well.
 const DIRECTORY: &str = "/run/netns";
@@ -271,6 +272,14 @@ impl Drop for TemporaryNetns {
 pub fn veth(a: &str, ns_a: &Netns, b: &str, ns_b: &Netns) -> Result<(), NetnsFault> {
     let _inside = ns_a.enter()?;
     Ok(Netlink::open()?.add_veth(a, b, ns_b.as_fd())?)
+}
+
+/// Whether the calling thread is in the machine's first network namespace and not in one of a container or an
+/// administrator. Some parameters are changed in the first one only, such as how many connections are tracked.
+#[must_use]
+pub fn is_initial() -> bool {
+    // A parameter of the whole machine that the kernel shows in no other one.
+    sysctl::get("net.core.netdev_max_backlog").is_ok()
 }
 
 fn path_of(name: &str) -> Result<PathBuf, NetnsFault> {

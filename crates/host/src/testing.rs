@@ -60,3 +60,42 @@ pub(crate) fn assert_same(before: &str, after: &str) {
     };
     assert!(before == after, "gone: {:#?}\nnew: {:#?}", only(before, after), only(after, before));
 }
+
+/// Answers the kernel would never give.
+pub(crate) mod hostile {
+    use proptest::prelude::*;
+
+    /// Nothing in particular, or attributes nested anyhow with lengths that are mostly right.
+    pub(crate) fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let anything = prop::collection::vec(any::<u8>(), 0..64);
+        let nested = anything.clone().prop_recursive(5, 64, 4, |inner| {
+            let one = (inner, 0u16..28, -3i32..3).prop_map(|(value, kind, wrong)| {
+                let length = i32::try_from(value.len() + 4).unwrap() + if wrong > 0 { 0 } else { wrong };
+                let mut bytes = u16::try_from(length).unwrap().to_ne_bytes().to_vec();
+                bytes.extend(kind.to_ne_bytes());
+                bytes.extend(&value);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                bytes
+            });
+            prop::collection::vec(one, 1..4).prop_map(|all| all.concat())
+        });
+        prop_oneof![anything, nested]
+    }
+
+    /// Places and what becomes of the bytes there.
+    pub(crate) fn flips() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
+        prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..6)
+    }
+
+    /// `bytes` with some of them changed, and perhaps cut off.
+    pub(crate) fn changed(mut bytes: Vec<u8>, flips: &[(prop::sample::Index, u8)]) -> Vec<u8> {
+        for (at, value) in flips {
+            let at = at.index(bytes.len().max(1));
+            match value {
+                0 => bytes.truncate(at),
+                value => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = *value),
+            }
+        }
+        bytes
+    }
+}

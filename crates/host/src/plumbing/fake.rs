@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{HostState, Plumbing, PlumbingFault};
 use crate::capture::{CaptureOptions, CapturePlan, Captured};
+use crate::conntrack::{Tracked, Usage};
+use crate::nft::{Element, ElementChange};
 use crate::tcp::{self, ListenOptions};
 use crate::tun::{Tun, TunOptions};
 use crate::udp::{UdpOptions, UdpSocket};
@@ -26,10 +28,15 @@ pub enum Request {
     ListenTcp(SocketAddr, ListenOptions),
     /// [`Plumbing::capture`] and [`Plumbing::recapture`].
     Capture(CapturePlan),
+    /// [`Plumbing::change_elements`].
+    ChangeElements(Vec<ElementChange>),
+    /// [`Plumbing::forget_connections`].
+    ForgetConnections(Vec<IpAddr>),
 }
 
 /// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
-/// are on a free port of the loopback address. Clones share one record, so a test keeps one and gives one
+/// are on a free port of the loopback address. Elements are kept; there is every table and set, and nothing is counted.
+/// Questions that change nothing are not recorded. Clones share one record, so a test keeps one and gives one
 /// away.
 #[derive(Debug, Clone, Default)]
 pub struct FakePlumbing {
@@ -44,6 +51,9 @@ struct Shared {
     tuns: HashMap<String, Vec<UnixDatagram>>,
     udp: HashMap<SocketAddr, SocketAddr>,
     tcp: HashMap<SocketAddr, SocketAddr>,
+    /// By table and set.
+    elements: HashMap<(String, String), Vec<Element>>,
+    connections: Vec<Tracked>,
 }
 
 impl FakePlumbing {
@@ -89,6 +99,11 @@ impl FakePlumbing {
     #[must_use]
     pub fn tcp_address(&self, address: SocketAddr) -> Option<SocketAddr> {
         self.shared().tcp.get(&address).copied()
+    }
+
+    /// Makes these the tracked connections, until they are forgotten.
+    pub fn set_connections(&self, connections: Vec<Tracked>) {
+        self.shared().connections = connections;
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -158,6 +173,33 @@ impl Plumbing for FakePlumbing {
 
     fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault> {
         self.note(Request::Capture(plan.clone())).map(|_| ())
+    }
+
+    fn change_elements(&mut self, changes: &[ElementChange]) -> Result<(), PlumbingFault> {
+        let mut shared = self.note(Request::ChangeElements(changes.to_vec()))?;
+        for ElementChange { table, set, change } in changes {
+            change.carry_out(shared.elements.entry((table.clone(), set.clone())).or_default());
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault> {
+        Ok(self.shared().elements.get(&(table.to_owned(), set.to_owned())).cloned().unwrap_or_default())
+    }
+
+    fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault> {
+        let mut shared = self.note(Request::ForgetConnections(inner.to_vec()))?;
+        shared.connections.retain(|tracked| !tracked.sources().iter().any(|source| inner.contains(source)));
+        Ok(())
+    }
+
+    fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault> {
+        Ok(self.shared().connections.clone())
+    }
+
+    fn connection_usage(&mut self) -> Result<Usage, PlumbingFault> {
+        let count = u32::try_from(self.shared().connections.len()).unwrap_or(u32::MAX);
+        Ok(Usage { count, max: 262_144 })
     }
 }
 

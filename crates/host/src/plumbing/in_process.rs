@@ -1,7 +1,7 @@
 //! Plumbing done by this process itself.
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use super::machine::perform;
@@ -9,9 +9,11 @@ use super::plan::{self, Change, Done, Machine, Plan};
 use super::record::{RecordFile, boot_id};
 use super::{HostState, NftTable, Plumbing, PlumbingFault};
 use crate::capture::{Capture, CaptureOptions, CapturePlan, Captured};
+use crate::conntrack::{Tracked, Usage};
+use crate::netfilter::Netfilter;
 use crate::netlink::Netlink;
 use crate::netns::{Entered, Netns};
-use crate::nft;
+use crate::nft::{self, Element, ElementChange};
 use crate::sysctl::{self, SysctlFault, same_value};
 use crate::tcp::{self, ListenOptions};
 use crate::tun::{Tun, TunOptions};
@@ -27,6 +29,8 @@ pub struct InProcess {
     done: Vec<Done>,
     loaded: Vec<NftTable>,
     capture: Option<Capture>,
+    /// Opened when it is first needed, which is never without address translation.
+    netfilter: Option<Netfilter>,
 }
 
 /// What the next start found and did after a crash.
@@ -102,6 +106,7 @@ impl InProcess {
             done: Vec::new(),
             loaded: Vec::new(),
             capture: None,
+            netfilter: None,
         };
         Ok((plumbing, recovery))
     }
@@ -112,6 +117,14 @@ impl InProcess {
             return Ok(None);
         }
         Ok(Some(self.home.enter()?))
+    }
+
+    fn netfilter(&mut self) -> Result<&mut Netfilter, PlumbingFault> {
+        let _home = if self.netfilter.is_none() { self.enter()? } else { None };
+        match &mut self.netfilter {
+            Some(open) => Ok(open),
+            empty => Ok(empty.insert(Netfilter::open()?)),
+        }
     }
 
     /// Makes the changes; `executed` tells how far that went.
@@ -231,6 +244,26 @@ impl Plumbing for InProcess {
             Some(capture) => Ok(capture.change(plan)?),
             None => Ok(()),
         }
+    }
+
+    fn change_elements(&mut self, changes: &[ElementChange]) -> Result<(), PlumbingFault> {
+        Ok(self.netfilter()?.change_elements(changes)?)
+    }
+
+    fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault> {
+        Ok(self.netfilter()?.elements(table, set)?)
+    }
+
+    fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault> {
+        Ok(self.netfilter()?.forget_connections(inner)?)
+    }
+
+    fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault> {
+        Ok(self.netfilter()?.connections()?)
+    }
+
+    fn connection_usage(&mut self) -> Result<Usage, PlumbingFault> {
+        Ok(self.netfilter()?.connection_usage()?)
     }
 }
 

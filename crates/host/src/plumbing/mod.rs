@@ -38,7 +38,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -49,10 +49,11 @@ pub use self::conflict::{InterfaceConflict, Overlap, find_conflicts};
 pub use self::fake::{FakePlumbing, Request};
 pub use self::in_process::{InProcess, Recovery, recover};
 use crate::capture::{CaptureFault, CaptureOptions, CapturePlan, Captured};
+use crate::conntrack::{Tracked, Usage};
 use crate::errno::words;
 use crate::netlink::{InterfaceAddress, NetlinkFault, Route, Rule};
 use crate::netns::NetnsFault;
-use crate::nft::{Family, NftFault};
+use crate::nft::{Element, ElementChange, Family, NftFault};
 use crate::socket::BindFault;
 use crate::sysctl::SysctlFault;
 use crate::tcp::ListenOptions;
@@ -112,6 +113,37 @@ pub trait Plumbing: Send {
     /// # Errors
     /// [`PlumbingFault::Capture`]; everything is as before then.
     fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault>;
+
+    /// Changes elements of sets and maps in tables of the family `inet`, all of them or none. They go with their table,
+    /// and nothing else is recorded of them.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`], which names the element; nothing is changed then.
+    fn change_elements(&mut self, changes: &[ElementChange]) -> Result<(), PlumbingFault>;
+
+    /// All elements of a set or map in a table of the family `inet`.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`], also when there is no such table or set.
+    fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault>;
+
+    /// Forgets the connections that these addresses began, or answer before addresses are changed back.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`].
+    fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault>;
+
+    /// All tracked connections.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`].
+    fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault>;
+
+    /// How many connections are tracked, and how many may be.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`].
+    fn connection_usage(&mut self) -> Result<Usage, PlumbingFault>;
 }
 
 /// What the machine is to look like, as far as the gateway is concerned.
@@ -189,7 +221,7 @@ pub enum PlumbingFault {
     /// A kernel parameter.
     #[error(transparent)]
     Sysctl(#[from] SysctlFault),
-    /// A link, address, route or rule.
+    /// A link, address, route or rule, an element of a filter table, or tracked connections.
     #[error(transparent)]
     Netlink(#[from] NetlinkFault),
     /// A filter table.

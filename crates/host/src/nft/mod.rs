@@ -1,5 +1,7 @@
-//! nftables through its program: one call is one transaction, so a rule set takes effect as a whole or not at
-//! all.
+//! nftables. Rules go through its program: one call is one transaction, so a rule set takes effect as a whole or not at
+//! all. Elements of sets and maps go to the kernel directly, through a [`Netfilter`](crate::netfilter::Netfilter).
+
+mod elements;
 
 use std::env;
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::elements::{Change, Element, ElementChange, fields};
 use crate::errno::words;
 
 /// Why nftables did not do as told.
