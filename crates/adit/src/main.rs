@@ -162,8 +162,9 @@ fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure
 }
 
 fn initialise(init: Init, json: bool) -> Result<ExitCode, Failure> {
-    let options = InitOptions { public: init.public, name: init.name, pool4: init.pool4, pool6: init.pool6 };
-    let made = adit_gateway::init::init(&init.dir, options).map_err(|fault| fault.to_string())?;
+    let Init { dir, public, name, pool4, pool6 } = init;
+    let options = InitOptions { public, name, pool4, pool6, exit: None };
+    let made = adit_gateway::init::init(&dir, options).map_err(|fault| fault.to_string())?;
     let config = made.config.display();
     if json {
         output::json(&json!({ "config": made.config, "public": made.public }));

@@ -60,8 +60,12 @@ pub struct Initialised {
 /// # Errors
 /// [`InitFault`], worded for people.
 pub fn init(dir: &Path, mut options: InitOptions) -> Result<Initialised, InitFault> {
+    let own = own_address();
     if options.public.is_empty() {
-        options.public.extend(own_address().map(|address| address.to_string()));
+        options.public.extend(own.map(|address| address.to_string()));
+    }
+    if let (None, Some(IpAddr::V4(exit))) = (options.exit, own) {
+        options.exit = Some(exit);
     }
     let path = dir.join("adit.toml");
     let text = config::render(&options);

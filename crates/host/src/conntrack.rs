@@ -93,7 +93,22 @@ impl Netfilter {
                 result => return result.map_err(|failure| failure.about(operation(addresses))),
             }
         }
-        self.forget_one_by_one(addresses)
+        let wanted: HashSet<IpAddr> = addresses.iter().copied().collect();
+        let is_wanted = |found: &Tracked| found.sources().iter().any(|source| wanted.contains(source));
+        self.forget_one_by_one(is_wanted, || operation(addresses))
+    }
+
+    /// Forgets these connections, as [`connections`](Self::connections) has listed them. Those that have ended meanwhile
+    /// are passed over.
+    ///
+    /// # Errors
+    /// As [`forget_connections`](Self::forget_connections).
+    pub fn forget(&mut self, connections: &[Tracked]) -> Result<(), NetlinkFault> {
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let wanted: HashSet<&Tracked> = connections.iter().collect();
+        self.forget_one_by_one(|found| wanted.contains(found), || "forget tracked connections".to_owned())
     }
 
     fn forget_by_filter(&mut self, addresses: &[IpAddr]) -> Result<(), Failure> {
@@ -105,24 +120,22 @@ impl Netfilter {
         Ok(())
     }
 
-    fn forget_one_by_one(&mut self, addresses: &[IpAddr]) -> Result<(), NetlinkFault> {
-        let wanted: HashSet<IpAddr> = addresses.iter().copied().collect();
-        let deletions = self.connection.dump(
-            &list(),
-            || operation(addresses),
-            |message: Message, all| {
-                let tracked = tracked(&message.attributes)?;
-                if tracked.is_some_and(|found| found.sources().iter().any(|source| wanted.contains(source))) {
-                    all.push(deletion(&message)?);
-                }
-                Ok(())
-            },
-        )?;
+    fn forget_one_by_one(
+        &mut self,
+        is_wanted: impl Fn(&Tracked) -> bool,
+        operation: impl Fn() -> String,
+    ) -> Result<(), NetlinkFault> {
+        let deletions = self.connection.dump(&list(), &operation, |message: Message, all| {
+            if tracked(&message.attributes)?.is_some_and(|found| is_wanted(&found)) {
+                all.push(deletion(&message)?);
+            }
+            Ok(())
+        })?;
         for deletion in deletions {
             match self.connection.request(deletion, ignore) {
                 // It ended meanwhile.
                 Ok(_) | Err(Failure::Kernel { errno: Errno::NOENT, .. }) => {}
-                Err(failure) => return Err(failure.about(operation(addresses))),
+                Err(failure) => return Err(failure.about(operation())),
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The file that `adit init` writes.
 
+use std::net::Ipv4Addr;
+
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// What `adit init` was told.
@@ -13,6 +15,8 @@ pub struct InitOptions {
     pub pool4: Vec<Ipv4Net>,
     /// IPv6 pools.
     pub pool6: Vec<Ipv6Net>,
+    /// The address that clients' connections leave from.
+    pub exit: Option<Ipv4Addr>,
 }
 
 fn list<T: ToString>(items: &[T]) -> String {
@@ -29,6 +33,10 @@ pub fn render(options: &InitOptions) -> String {
     let pool6 = if options.pool6.is_empty() { vec![default6] } else { options.pool6.clone() };
     let name = options.name.as_deref().unwrap_or("adit");
     let (public, pool4, pool6) = (list(&options.public), list(&pool4), list(&pool6));
+    let (off, exit) = match options.exit {
+        Some(exit) => ("", exit),
+        None => ("# ", Ipv4Addr::new(192, 0, 2, 1)),
+    };
     format!(
         r#"# The gateway's configuration. `adit check` explains what is wrong with it, `adit reload` applies changes.
 
@@ -73,6 +81,19 @@ mtu = 1500
 # ping_restart = "7s"
 # ciphers = ["AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305"]
 # fallback = "AES-256-CBC"     # for clients that do not negotiate (before OpenVPN 2.4)
+
+# Every device has source ports of its own, so that `adit trace` names the user behind any connection. Without this
+# clients leave behind this machine's address and nobody can say who it was.
+{off}[nat]
+{off}addresses = ["{exit}"]
+# ports = "40000-64511"        # 383 clients at once with 64 ports each
+# block = 64
+# retention = "30d"            # how long it is kept who had which
+
+# Ports that lead to devices: `adit forward add USER DEVICE --to PORT`.
+# [forward]
+# ports = "30000-39999"
+# per_user = 5
 
 [store]
 url = "sqlite"

@@ -32,6 +32,8 @@ pub enum Request {
     ChangeElements(Vec<ElementChange>),
     /// [`Plumbing::forget_connections`].
     ForgetConnections(Vec<IpAddr>),
+    /// [`Plumbing::forget`].
+    Forget(Vec<Tracked>),
 }
 
 /// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
@@ -190,6 +192,12 @@ impl Plumbing for FakePlumbing {
     fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault> {
         let mut shared = self.note(Request::ForgetConnections(inner.to_vec()))?;
         shared.connections.retain(|tracked| !tracked.sources().iter().any(|source| inner.contains(source)));
+        Ok(())
+    }
+
+    fn forget(&mut self, connections: &[Tracked]) -> Result<(), PlumbingFault> {
+        let mut shared = self.note(Request::Forget(connections.to_vec()))?;
+        shared.connections.retain(|tracked| !connections.contains(tracked));
         Ok(())
     }
 

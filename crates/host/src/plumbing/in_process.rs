@@ -258,6 +258,10 @@ impl Plumbing for InProcess {
         Ok(self.netfilter()?.forget_connections(inner)?)
     }
 
+    fn forget(&mut self, connections: &[Tracked]) -> Result<(), PlumbingFault> {
+        Ok(self.netfilter()?.forget(connections)?)
+    }
+
     fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault> {
         Ok(self.netfilter()?.connections()?)
     }

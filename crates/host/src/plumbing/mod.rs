@@ -133,6 +133,12 @@ pub trait Plumbing: Send {
     /// [`PlumbingFault::Netlink`].
     fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault>;
 
+    /// Forgets these connections.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`].
+    fn forget(&mut self, connections: &[Tracked]) -> Result<(), PlumbingFault>;
+
     /// All tracked connections.
     ///
     /// # Errors
