@@ -119,6 +119,8 @@ pub enum TraceKind {
     Forward,
     /// By the address itself, which is not translated.
     Ipv6,
+    /// By the address itself, where IPv4 is not translated either.
+    Ipv4,
     /// The gateway's own connections: no user.
     Host,
 }

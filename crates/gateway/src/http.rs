@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adit_api::{AddDevice, AddIdentity, AddUser, PROBLEM_TYPE, Problem, path};
+use adit_api::{AddDevice, AddForward, AddIdentity, AddUser, PROBLEM_TYPE, Problem, TraceRequest, path};
 use adit_store::{Cursor, Page};
 use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -31,6 +31,11 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route(path::SESSIONS, get(sessions))
         .route(&item(path::SESSIONS, "/{id}"), delete(close_session))
         .route(&item(path::ENTRANCES, "/{port}/release"), post(release_port))
+        .route(path::FORWARDS, get(forwards).post(add_forward))
+        .route(&item(path::FORWARDS, "/{id}"), delete(remove_forward))
+        .route(path::NAT, get(blocks))
+        .route(path::TRACE, post(trace))
+        .route(path::TRAIL, get(verify_trail))
         .route(path::IDENTITIES, get(identities).post(add_identity))
         .route(&item(path::IDENTITIES, "/{name}"), delete(remove_identity))
         .route(&item(path::IDENTITIES, "/{name}/rotate"), post(rotate_identity))
@@ -181,6 +186,40 @@ async fn close_session(State(admin): Shared, Path(id): Path<String>) -> Answer<a
 
 async fn release_port(State(admin): Shared, Path(port): Path<u16>) -> Answer<adit_api::PortReleased> {
     waiting(admin, move |admin| async move { admin.release_port(port).await }).await
+}
+
+async fn forwards(State(admin): Shared, Params(params): Params<PageParams>) -> Answer<adit_api::ForwardList> {
+    blocking(admin, move |admin| admin.forwards(params.user.as_deref(), &params.page())).await
+}
+
+async fn add_forward(
+    State(admin): Shared,
+    Body(request): Body<AddForward>,
+) -> Answer<adit_api::ForwardList> {
+    waiting(admin, |admin| async move { admin.add_forward(request).await }).await
+}
+
+async fn remove_forward(State(admin): Shared, Path(id): Path<String>) -> Answer<adit_api::Forward> {
+    waiting(admin, |admin| async move { admin.remove_forward(&id).await }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UserParams {
+    #[serde(default)]
+    user: Option<String>,
+}
+
+async fn blocks(State(admin): Shared, Params(params): Params<UserParams>) -> Answer<adit_api::BlockList> {
+    blocking(admin, move |admin| admin.blocks(params.user.as_deref())).await
+}
+
+async fn trace(State(admin): Shared, Body(request): Body<TraceRequest>) -> Answer<adit_api::Traces> {
+    blocking(admin, move |admin| admin.trace(&request)).await
+}
+
+async fn verify_trail(State(admin): Shared) -> Answer<adit_api::TrailReport> {
+    blocking(admin, Admin::verify_trail).await
 }
 
 async fn identities(State(admin): Shared) -> Answer<adit_api::IdentityList> {

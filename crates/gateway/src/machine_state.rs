@@ -121,12 +121,6 @@ impl Machine {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the machine look as wanted for this configuration.
-    pub(crate) fn apply(&self, config: &Config, prefixes: &[IpNet]) -> Result<(), ApplyFault> {
-        let changing = &mut *self.changing();
-        changing.apply(config, prefixes)
-    }
-
     /// Gives a captured port back to the machine's own programs. False if it is not captured.
     pub(crate) fn release(&self, config: &Config, prefixes: &[IpNet], port: u16) -> Result<bool, ApplyFault> {
         let changing = &mut *self.changing();
@@ -139,11 +133,6 @@ impl Machine {
             changing.arranged.others.released.remove(&port);
         }
         result.map(|()| true)
-    }
-
-    /// The blocks of source ports in force.
-    pub(crate) fn layout(&self) -> Option<Layout> {
-        self.changing().arranged.layout.clone()
     }
 
     /// The machine before anything was changed.

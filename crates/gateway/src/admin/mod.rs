@@ -4,10 +4,12 @@
 mod authority;
 mod devices;
 mod entrances;
+mod forwards;
 mod identities;
 mod profiles;
 mod reload;
 mod sessions;
+mod trace;
 mod users;
 
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use adit_engine::{Command, Engine};
 use adit_entrance::Reception;
 use adit_openvpn::gate::{Gate, IdentityId};
 use adit_openvpn::machine::Farewell;
+use adit_plan::nat::Layout;
 use adit_store::{Change, ChangeFault, OpenFault, Page, Store, StoreFault};
 use tokio::sync::oneshot;
 
@@ -174,14 +177,14 @@ impl Admin {
 
     /// The machine's routes and rules follow the networks behind devices.
     fn apply_sites(&self) -> Result<(), Problem> {
-        self.apply_to_machine(&self.loaded().config)
+        self.apply_to_machine(&self.loaded().config, self.store.nat())
     }
 
-    /// The machine follows a configuration, and the networks behind devices.
-    fn apply_to_machine(&self, config: &Config) -> Result<(), Problem> {
+    /// The machine follows a configuration with its layout of source ports, and the networks behind devices.
+    fn apply_to_machine(&self, config: &Config, layout: Option<Layout>) -> Result<(), Problem> {
         self.sites.refresh(&self.store).map_err(internal)?;
         let Some(live) = &self.live else { return Ok(()) };
-        live.machine.apply(config, &self.sites.all()).map_err(internal)
+        live.machine.apply_with(config, &self.sites.all(), layout).map_err(internal)
     }
 
     /// Puts new identities and back ends in force.

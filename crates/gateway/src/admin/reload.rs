@@ -1,16 +1,19 @@
 //! Reload: the difference between the configuration in force and the file.
 
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
 
 use adit_api::{Problem, ReloadReport};
 use adit_openvpn::machine::Farewell;
+use adit_plan::nat::Layout;
 
-use super::{Admin, internal, invalid};
+use super::{Admin, internal, invalid, unavailable};
 use crate::config::{Config, Loaded, TunnelConfig, UnknownAnswer};
 use crate::control::{Message, Which};
-use crate::desk::Ask;
+use crate::desk::{Ask, Done, Replan, described};
 use crate::entrances;
+use crate::port_plan::{Present, decide};
 
 /// Differences in words, by what they need.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,6 +22,8 @@ struct Difference {
     restart: Vec<String>,
     /// Identities that are gone: their sessions end.
     gone: Vec<String>,
+    /// Sessions that end because there are no addresses or source ports for them any more.
+    ends: Vec<String>,
 }
 
 impl Admin {
@@ -29,11 +34,18 @@ impl Admin {
     /// [`Problem`] when the new configuration makes no sense; the old one stays in force.
     pub async fn reload(&self, dry_run: bool) -> Result<ReloadReport, Problem> {
         let (difference, applied) = self.adopt(dry_run)?;
-        let sessions_touched = if applied {
+        let mut sessions_touched = if applied {
             self.cut_identities(&difference.gone).await?
         } else {
             self.sessions_of(&difference.gone).await?
         };
+        for session in &difference.ends {
+            if applied {
+                let farewell = Farewell::Restart("the configuration has changed".into());
+                self.cut(Which::Session(session.clone()), farewell).await?;
+            }
+            sessions_touched.push(session.clone());
+        }
         Ok(ReloadReport {
             applied,
             changes: difference.live,
@@ -48,13 +60,20 @@ impl Admin {
         let _one_at_a_time = self.files();
         let old = self.loaded();
         let new = Loaded::read(&old.path).map_err(invalid)?;
-        let difference = compare(&old.config, &new.config);
+        let mut difference = compare(&old.config, &new.config);
+        let layout = self.plan_ports(&new)?;
+        let replan = Replan { pools: new.config.tunnel.pools().map_err(invalid)?, layout };
         if dry_run || !difference.restart.is_empty() {
+            self.foresee(&replan, &mut difference).map_err(internal)?;
             return Ok((difference, false));
         }
         // First what may be refused, by the files and by the machine.
         let prepared = self.prepare(&new).map_err(invalid)?;
-        self.apply_to_machine(&new.config)?;
+        self.apply_to_machine(&new.config, replan.layout.clone())?;
+        if let Err(problem) = self.replan(replan, &mut difference) {
+            self.apply_to_machine(&old.config, self.store.nat())?;
+            return Err(problem);
+        }
         self.put_in_force(prepared);
         let tunnel = Arc::new(new.config.tunnel.clone());
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
@@ -63,6 +82,43 @@ impl Admin {
             let _ = live.desk.send(Ask::Settings(tunnel));
         }
         Ok((difference, true))
+    }
+
+    /// Who gets which port of the machine with a new configuration; the layout of source ports.
+    fn plan_ports(&self, new: &Loaded) -> Result<Option<Layout>, Problem> {
+        let present = match self.live().and_then(|live| live.machine.present()) {
+            Some(present) => present.with_addresses_of_now(),
+            None => Present::read(&new.lock()),
+        };
+        let decision = decide(&new.config, &present.map_err(internal)?);
+        match decision.problems.first() {
+            Some(problem) => Err(invalid(format!("{}; {}", problem.message, problem.hint))),
+            None => Ok(decision.layout),
+        }
+    }
+
+    /// Other pools and another layout of source ports, in force.
+    fn replan(&self, replan: Replan, difference: &mut Difference) -> Result<(), Problem> {
+        let Some(live) = self.live() else { return Ok(()) };
+        let (done, answer) = channel();
+        let gone = || unavailable("the gateway is shutting down");
+        live.desk.send(Ask::Replan(Box::new(replan), done)).map_err(|_| gone())?;
+        let Done { changes, ends } = answer.recv().map_err(|_| gone())?.map_err(invalid)?;
+        difference.live.extend(changes);
+        difference.ends = ends.iter().map(ToString::to_string).collect();
+        Ok(())
+    }
+
+    /// What that would do.
+    fn foresee(&self, replan: &Replan, difference: &mut Difference) -> Result<(), adit_store::StoreFault> {
+        let (Some(_), Some(layout)) = (self.live(), &replan.layout) else { return Ok(()) };
+        let mut replanned = self.store.plan_nat(layout)?;
+        replanned.outside = self.store.open_outside(&replan.pools)?;
+        difference.live.extend(described(&self.store, &replanned));
+        let homeless = replanned.homeless.iter().filter(|lost| lost.ends).map(|lost| lost.owner.session);
+        let ends = homeless.chain(replanned.outside.iter().map(|lease| lease.session));
+        difference.ends = ends.map(|session| session.to_string()).collect();
+        Ok(())
     }
 
     /// Ends the sessions of these identities; their ids.

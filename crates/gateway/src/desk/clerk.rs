@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use adit_engine::Handle;
 use adit_store::{Admission, AdmissionFault, Admitted, DeviceId, KeyHash, LeaseFault, Serial, Store};
 
-use super::leases::Held;
+use super::leases::{Held, forward_ways};
 use super::{Ask, Decision, Login, Parts, Refused, TRY_LATER, identify, no_admission, refusal};
-use crate::clock;
+use crate::clock::{self, Watch};
 use crate::config::TunnelConfig;
 use crate::control::{Control, Message};
 use crate::exit::Exits;
@@ -31,12 +31,13 @@ pub(super) struct Clerk {
     pub(super) held: HashMap<DeviceId, Held>,
     /// The devices of live sessions.
     pub(super) live: HashMap<Handle, DeviceId>,
+    watch: Watch,
 }
 
 impl Clerk {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { store, settings, sites, exits, control } = parts;
-        Self { store, settings, sites, exits, control, held: HashMap::new(), live: HashMap::new() }
+        Self { store, settings, sites, exits, control, held: HashMap::new(), live: HashMap::new(), watch: Watch::start() }
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Ask>) {
@@ -68,6 +69,9 @@ impl Clerk {
                 Some(Ask::Forwards { device, cut, done }) => {
                     let _ = done.send(self.follow_forwards(device, &cut));
                 }
+                Some(Ask::Replan(replan, done)) => {
+                    let _ = done.send(self.replan(&replan));
+                }
                 Some(Ask::Forward(message)) => self.control.tell(*message),
                 Some(Ask::Settings(settings)) => self.settings = settings,
                 Some(Ask::Close) => break,
@@ -81,6 +85,31 @@ impl Clerk {
     fn beat(&mut self) {
         if let Err(error) = self.store.heartbeat(clock::now()) {
             tracing::error!(%error, "the journal's heartbeat could not be written");
+        }
+        self.watch_clock();
+        self.clear_quarantine();
+        self.expire_forwards();
+    }
+
+    /// Times of the journal are worth as much as the clock: when that is set, it is written down.
+    fn watch_clock(&mut self) {
+        let Some(step) = self.watch.step() else { return };
+        tracing::warn!(by_ms = step, "the clock was set; traces about this time say how far they may be off");
+        if let Err(error) = self.store.clock_stepped(clock::now(), step) {
+            tracing::error!(%error, "a step of the clock could not be written down");
+        }
+    }
+
+    fn expire_forwards(&mut self) {
+        let change = adit_store::Change { actor: "gateway", now: clock::now() };
+        let expired = self.store.expire_forwards(&change).unwrap_or_else(|error| {
+            tracing::error!(%error, "forwards whose time is over could not be ended");
+            Vec::new()
+        });
+        for forward in expired {
+            if let Err(fault) = self.follow_forwards(forward.device, &forward_ways(&forward)) {
+                tracing::error!(port = forward.port, fault, "a forwarded port could not be closed");
+            }
         }
     }
 

@@ -28,6 +28,13 @@ pub(super) struct Held {
     until: Option<Instant>,
 }
 
+impl Held {
+    /// Its live session.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.live.map(|(_, session)| session)
+    }
+}
+
 impl Clerk {
     /// Notes what the client has, and what it is to be told.
     pub(super) fn grant(&mut self, login: &Login, admitted: Admitted) -> Decision {
@@ -44,7 +51,10 @@ impl Clerk {
         let outlet = self.outlet(device, &lease, &who.prefixes);
         let opened = match &old {
             Some(old) if old.lease.inner() == inner => self.exits.change(&old.outlet, &outlet),
-            _ => {
+            old => {
+                if let Some(old) = old {
+                    self.exits.close(old.lease.inner(), &old.outlet);
+                }
                 let same = self.was_last(device, &lease);
                 self.exits.open(inner, &outlet, same)
             }
@@ -104,7 +114,7 @@ impl Clerk {
 
     fn ways(&self, device: DeviceId) -> Vec<Way> {
         match self.store.forwards_of(device) {
-            Ok(forwards) => forwards.iter().flat_map(ways).collect(),
+            Ok(forwards) => forwards.iter().flat_map(forward_ways).collect(),
             Err(error) => {
                 tracing::error!(%error, "forwarded ports could not be read; none are open");
                 Vec::new()
@@ -169,7 +179,7 @@ impl Clerk {
     }
 
     /// In this order: nothing new passes, what was under way is forgotten, the journal says so.
-    fn give_back(&mut self, device: DeviceId) {
+    pub(super) fn give_back(&mut self, device: DeviceId) {
         let Some(held) = self.held.remove(&device) else { return };
         self.exits.close(held.lease.inner(), &held.outlet);
         self.end_lease(held.lease);
@@ -223,7 +233,7 @@ fn private4(net: &IpNet) -> Option<Ipv4Net> {
 }
 
 /// A forward as the kernel has it.
-pub(super) fn ways(forward: &adit_store::Forward) -> Vec<Way> {
+pub(crate) fn forward_ways(forward: &adit_store::Forward) -> Vec<Way> {
     let way = |protocol| Way { protocol, port: forward.port, to: forward.to_port };
     match forward.protocol {
         adit_store::ForwardProtocol::Tcp => vec![way(TCP)],

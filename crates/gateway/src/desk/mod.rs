@@ -3,6 +3,7 @@
 
 mod clerk;
 mod leases;
+mod replan;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -19,6 +20,8 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 
 use self::clerk::Clerk;
+pub(crate) use self::leases::forward_ways;
+pub(crate) use self::replan::{Done, Replan, described};
 use crate::alarm::Alarm;
 use crate::config::TunnelConfig;
 use crate::control::{Control, Message, Which};
@@ -44,6 +47,8 @@ pub(crate) enum Ask {
     /// Hands this on to the control thread, behind all decisions made so far: a client that was let in an instant
     /// before its user was removed is then found and closed.
     Forward(Box<Message>),
+    /// Other pools and another layout of source ports are in force when this answers, or nothing has changed.
+    Replan(Box<Replan>, Sender<Result<Done, String>>),
     /// From now on these settings count.
     Settings(Arc<TunnelConfig>),
     /// No more questions will come; end every lease.

@@ -38,7 +38,7 @@ pub(crate) struct Outlet {
 }
 
 /// A key of one of the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
     /// Of `blocks`.
     Inner(Ipv4Addr),
@@ -51,6 +51,19 @@ pub(crate) enum Key {
 }
 
 impl Key {
+    /// The key of a forward that has these bytes.
+    pub(crate) fn forward(bytes: &[u8]) -> Option<Self> {
+        match *bytes {
+            [protocol, _, _, _, a, b, c, d, high, low, _, _] => {
+                Some(Self::Forward(protocol, [a, b, c, d].into(), u16::from_be_bytes([high, low])))
+            }
+            [protocol, _, _, _, high, low, _, _] => {
+                Some(Self::ForwardAny(protocol, u16::from_be_bytes([high, low])))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn set(self) -> &'static str {
         match self {
             Self::Inner(_) => "blocks",
