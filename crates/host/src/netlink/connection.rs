@@ -92,12 +92,7 @@ impl Connection {
     }
 
     /// Lists things; starts again when they change meanwhile.
-    pub(crate) fn dump<M, T>(
-        &mut self,
-        request: &M,
-        operation: impl FnOnce() -> String,
-        mut take: impl Take<M, T>,
-    ) -> Result<Vec<T>, NetlinkFault>
+    pub(crate) fn list<M, T>(&mut self, request: &M, mut take: impl Take<M, T>) -> Result<Vec<T>, Failure>
     where
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
@@ -105,7 +100,7 @@ impl Connection {
         loop {
             match self.exchange([(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)], &mut take) {
                 Err(Failure::Interrupted) if attempts < 10 => attempts += 1,
-                result => return result.map_err(|failure| failure.about(operation())),
+                result => return result,
             }
         }
     }
