@@ -3,7 +3,7 @@
 //! Numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use netlink_packet_core::{DecodeError, DefaultNla};
 use rustix::io::Errno;
@@ -39,7 +39,7 @@ const STATISTICS_MAX: u16 = 2;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// For so many addresses the kernel goes through all connections twice each; for more of them it lists all once.
+/// For up to so many addresses the kernel goes through all connections twice each; for more it lists all once.
 const FEW: usize = 4;
 
 /// One direction of a connection.
@@ -86,16 +86,21 @@ impl Netfilter {
     /// # Errors
     /// Without privilege, or when the kernel does not track connections.
     pub fn forget_connections(&mut self, addresses: &[IpAddr]) -> Result<(), NetlinkFault> {
-        if addresses.len() <= FEW {
-            match self.forget_by_filter(addresses) {
-                // An older kernel knows no filter for deleting, and takes what comes with it for half an address pair.
-                Err(Failure::Kernel { errno: Errno::INVAL | Errno::OPNOTSUPP, .. }) => {}
-                result => return result.map_err(|failure| failure.about(operation(addresses))),
-            }
+        let (mut v4, mut v6) = (HashSet::new(), HashSet::new());
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => v4.insert(*address),
+                IpAddr::V6(address) => v6.insert(*address),
+            };
         }
-        let wanted: HashSet<IpAddr> = addresses.iter().copied().collect();
-        let is_wanted = |found: &Tracked| found.sources().iter().any(|source| wanted.contains(source));
-        self.forget_one_by_one(is_wanted, || operation(addresses))
+        self.forget_v4(&v4).map_err(|failure| failure.about(operation(addresses)))?;
+        if v6.is_empty() {
+            return Ok(());
+        }
+        // The kernel compares IPv6 addresses the wrong way round (Linux 6.18): its filter deletes all the others.
+        let is_of = |source| matches!(source, IpAddr::V6(source) if v6.contains(&source));
+        self.forget_listed(IPV6, |found| found.sources().into_iter().any(is_of))
+            .map_err(|failure| failure.about(operation(addresses)))
     }
 
     /// Forgets these connections, as [`connections`](Self::connections) has listed them. Those that have ended meanwhile
@@ -108,10 +113,23 @@ impl Netfilter {
             return Ok(());
         }
         let wanted: HashSet<&Tracked> = connections.iter().collect();
-        self.forget_one_by_one(|found| wanted.contains(found), || "forget tracked connections".to_owned())
+        self.forget_listed(0, |found| wanted.contains(found))
+            .map_err(|failure| failure.about("forget tracked connections".to_owned()))
     }
 
-    fn forget_by_filter(&mut self, addresses: &[IpAddr]) -> Result<(), Failure> {
+    fn forget_v4(&mut self, addresses: &HashSet<Ipv4Addr>) -> Result<(), Failure> {
+        if addresses.len() <= FEW {
+            match self.forget_filtered(addresses) {
+                // An older kernel knows no filter for deleting, and takes what comes with it for half an address pair.
+                Err(Failure::Kernel { errno: Errno::INVAL | Errno::OPNOTSUPP, .. }) => {}
+                result => return result,
+            }
+        }
+        let is_of = |source| matches!(source, IpAddr::V4(source) if addresses.contains(&source));
+        self.forget_listed(IPV4, |found| found.sources().into_iter().any(is_of))
+    }
+
+    fn forget_filtered(&mut self, addresses: &HashSet<Ipv4Addr>) -> Result<(), Failure> {
         for address in addresses {
             for tuple in [TUPLE_ORIGINAL, TUPLE_REPLY] {
                 self.connection.request(filtered(*address, tuple), ignore)?;
@@ -120,12 +138,8 @@ impl Netfilter {
         Ok(())
     }
 
-    fn forget_one_by_one(
-        &mut self,
-        is_wanted: impl Fn(&Tracked) -> bool,
-        operation: impl Fn() -> String,
-    ) -> Result<(), NetlinkFault> {
-        let deletions = self.connection.dump(&list(), &operation, |message: Message, all| {
+    fn forget_listed(&mut self, family: u8, is_wanted: impl Fn(&Tracked) -> bool) -> Result<(), Failure> {
+        let deletions = self.connection.list(&list(family), |message: Message, all| {
             if tracked(&message.attributes)?.is_some_and(|found| is_wanted(&found)) {
                 all.push(deletion(&message)?);
             }
@@ -135,7 +149,7 @@ impl Netfilter {
             match self.connection.request(deletion, ignore) {
                 // It ended meanwhile.
                 Ok(_) | Err(Failure::Kernel { errno: Errno::NOENT, .. }) => {}
-                Err(failure) => return Err(failure.about(operation())),
+                Err(failure) => return Err(failure),
             }
         }
         Ok(())
@@ -146,11 +160,11 @@ impl Netfilter {
     /// # Errors
     /// Without privilege, or when the kernel does not track connections.
     pub fn connections(&mut self) -> Result<Vec<Tracked>, NetlinkFault> {
-        let operation = || "list tracked connections".to_owned();
-        self.connection.dump(&list(), operation, |message: Message, all| {
+        let listed = self.connection.list(&list(0), |message: Message, all| {
             all.extend(tracked(&message.attributes)?);
             Ok(())
-        })
+        });
+        listed.map_err(|failure| failure.about("list tracked connections".to_owned()))
     }
 
     /// How many connections there are and may be.
@@ -178,26 +192,23 @@ fn operation(addresses: &[IpAddr]) -> String {
     }
 }
 
-fn list() -> Message {
-    Message { kind: GET, ..Message::default() }
+/// Lists the connections of a family; 0 is every one.
+fn list(family: u8) -> Message {
+    Message { kind: GET, family, ..Message::default() }
 }
 
 /// Deletes the connections with this source address in one direction. Never without the half pair of addresses: an
 /// older kernel, which ignores the filter, would otherwise delete everything.
-fn filtered(address: IpAddr, tuple: u16) -> Message {
-    let (family, kind, octets) = match address {
-        IpAddr::V4(address) => (IPV4, 1, address.octets().to_vec()),
-        IpAddr::V6(address) => (IPV6, 3, address.octets().to_vec()),
-    };
+fn filtered(address: Ipv4Addr, tuple: u16) -> Message {
     let flags = |of: u16| if of == tuple { BY_SOURCE } else { 0 }.to_ne_bytes();
     let attributes = [
-        nest(tuple, &[nest(TUPLE_IP, &[attribute(kind, octets)])]),
+        nest(tuple, &[nest(TUPLE_IP, &[attribute(1, address.octets())])]),
         nest(
             FILTER,
             &[attribute(FILTER_ORIGINAL, flags(TUPLE_ORIGINAL)), attribute(FILTER_REPLY, flags(TUPLE_REPLY))],
         ),
     ];
-    Message { kind: DELETE, family, resource: 0, attributes: write(&attributes) }
+    Message { kind: DELETE, family: IPV4, resource: 0, attributes: write(&attributes) }
 }
 
 /// Deletes a listed connection and no later one with the same addresses and ports.

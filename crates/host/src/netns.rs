@@ -317,6 +317,7 @@ fn fault(operation: String, error: io::Error) -> NetnsFault {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     use super::*;
@@ -405,5 +406,18 @@ mod tests {
         assert!(names(&left).contains(&"left0".to_owned()));
         assert!(names(&right).contains(&"right0".to_owned()));
         assert!(!names(&left).contains(&"right0".to_owned()));
+    }
+
+    #[test]
+    fn the_first_namespace_is_where_the_number_of_tracked_connections_may_be_set() {
+        let writable = || {
+            let path = "/proc/sys/net/netfilter/nf_conntrack_max";
+            fs::metadata(path).unwrap().permissions().mode() & 0o200 != 0
+        };
+        let netns = TemporaryNetns::create("adit-netns").unwrap();
+
+        assert_eq!(netns.run_in(|| (is_initial(), writable())), (false, false));
+        // Where these tests run may be a container.
+        assert_eq!(is_initial(), writable());
     }
 }

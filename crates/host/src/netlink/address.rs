@@ -43,6 +43,15 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
+    /// The interface that has the address, if one has it. An address that is only routed to the machine is on none.
+    ///
+    /// # Errors
+    /// Only when the kernel's answer is not understood.
+    pub fn interface_with(&mut self, address: IpAddr) -> Result<Option<String>, NetlinkFault> {
+        let found = self.addresses()?.into_iter().find(|found| found.address.addr() == address);
+        Ok(found.map(|found| found.interface))
+    }
+
     /// Gives an interface an address; says whether it did not have it. An IPv6 address is not checked for
     /// duplicates first, but the kernel takes it up a moment later: see
     /// [`wait_for_address`](Self::wait_for_address).

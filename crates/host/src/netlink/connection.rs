@@ -92,12 +92,7 @@ impl Connection {
     }
 
     /// Lists things; starts again when they change meanwhile.
-    pub(crate) fn dump<M, T>(
-        &mut self,
-        request: &M,
-        operation: impl FnOnce() -> String,
-        mut take: impl Take<M, T>,
-    ) -> Result<Vec<T>, NetlinkFault>
+    pub(crate) fn list<M, T>(&mut self, request: &M, mut take: impl Take<M, T>) -> Result<Vec<T>, Failure>
     where
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
@@ -105,7 +100,7 @@ impl Connection {
         loop {
             match self.exchange([(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)], &mut take) {
                 Err(Failure::Interrupted) if attempts < 10 => attempts += 1,
-                result => return result.map_err(|failure| failure.about(operation())),
+                result => return result,
             }
         }
     }
@@ -303,4 +298,113 @@ fn refusal(code: i32, error: &ErrorMessage, place: u32) -> Failure {
         }
     }
     Failure::Kernel { errno: errno(code), detail, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::netfilter::{Message, Netfilter, attribute};
+    use crate::netns::TemporaryNetns;
+    use crate::testing::hostile;
+
+    const EXPECTED: Expected = Expected { first: 7, sent: 3, last: 1 };
+
+    /// A message as the kernel writes it: kind, sequence number, what follows the header.
+    fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let mut header = NetlinkHeader::default();
+        header.message_type = kind;
+        header.flags = flags;
+        header.sequence_number = sequence;
+        header.length = u32::try_from(header.buffer_len() + body.len()).unwrap();
+        let mut bytes = vec![0; header.buffer_len()];
+        header.emit(&mut bytes);
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn read_all(datagram: &[u8]) -> Result<(bool, usize), Failure> {
+        let mut gathered = Gathered { answers: Vec::new(), interrupted: false };
+        let mut take = |message: Message, all: &mut Vec<Message>| {
+            all.push(message);
+            Ok(())
+        };
+        let ended = read(datagram, &EXPECTED, &mut gathered, &mut take)?;
+        Ok((ended, gathered.answers.len()))
+    }
+
+    /// An error or an acknowledgement, with the header it is about and attributes.
+    fn error(code: i32, sequence: u32, attributes: &[u8]) -> Vec<u8> {
+        message(2, 0, sequence, &[&code.to_ne_bytes()[..], &[0; 16], attributes].concat())
+    }
+
+    #[test]
+    fn only_the_awaited_acknowledgement_ends_an_exchange() {
+        let answer = message(0xa0c, 0, 8, &[1, 0, 0, 0]);
+        let others = [error(0, 7, &[]), error(-5, 6, &[]), error(0, 10, &[]), answer].concat();
+
+        assert_eq!(read_all(&others).unwrap(), (false, 1));
+        assert_eq!(read_all(&[others, error(0, 8, &[])].concat()).unwrap(), (true, 1));
+    }
+
+    #[test]
+    fn a_refusal_says_which_message_and_where_and_why() {
+        let attributes = [attribute(1, *b"No.\0"), attribute(2, 44u32.to_ne_bytes())];
+        let attributes = crate::netfilter::write(&attributes);
+
+        let failure = read_all(&error(-17, 9, &attributes)).unwrap_err();
+
+        let Failure::Kernel { errno, detail, at } = failure else { panic!("{failure:?}") };
+        assert_eq!((errno, detail.as_str(), at), (Errno::EXIST, " (No)", Spot { message: 2, offset: 44 }));
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_not_taken() {
+        let datagram =
+            [message(0xa0c, NLM_F_DUMP_INTR, 8, &[1, 0, 0, 0]), message(3, 0, 8, &0i32.to_ne_bytes())];
+        assert!(matches!(read_all(&datagram.concat()), Err(Failure::Interrupted)));
+    }
+
+    #[test]
+    fn what_was_given_up_does_not_hinder_the_next_exchange() {
+        TemporaryNetns::create("adit-connection").unwrap().run_in(|| {
+            let mut netfilter = Netfilter::open().unwrap();
+            // Refused a thousand times, which is more than the socket has room for.
+            let unknown = Message { kind: 10 << 8 | 200, family: 1, ..Message::default() };
+            let many = (0..1000).map(|_| (unknown.clone(), NLM_F_REQUEST | NLM_F_ACK));
+            let refused = netfilter.connection.exchange(many, ignore);
+            assert!(matches!(refused, Err(Failure::Kernel { .. })), "{refused:?}");
+
+            // The answer is understood, and what is made of it is not.
+            let misread = netfilter.connection.exchange(
+                [(Message { kind: 1 << 8 | 5, ..Message::default() }, NLM_F_REQUEST | NLM_F_ACK)],
+                |_: Message, _: &mut Vec<()>| Err("no".into()),
+            );
+            assert!(matches!(misread, Err(Failure::Answer(_))), "{misread:?}");
+
+            assert_eq!(netfilter.connection_usage().unwrap().count, 0);
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_makes_the_reader_panic(
+            kinds in prop::collection::vec((0u16..5, any::<i32>(), 5u32..12), 0..4),
+            body in hostile::bytes(),
+            flips in hostile::flips(),
+        ) {
+            let datagram: Vec<u8> = kinds
+                .into_iter()
+                .flat_map(|(kind, code, sequence)| {
+                    message(kind, 0, sequence, &[&code.to_ne_bytes()[..], &[0; 16], &body].concat())
+                })
+                .collect();
+            let _ = read_all(&datagram);
+            let _ = read_all(&hostile::changed(datagram, &flips));
+            let _ = read_all(&body);
+        }
+    }
 }

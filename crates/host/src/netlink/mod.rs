@@ -132,7 +132,7 @@ impl Netlink {
         request: &RouteNetlinkMessage,
         operation: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkFault> {
-        self.connection.dump(request, || operation.to_owned(), keep)
+        self.connection.list(request, keep).map_err(|failure| failure.about(operation.to_owned()))
     }
 
     /// Asks for or changes one thing.

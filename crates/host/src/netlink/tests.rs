@@ -82,6 +82,29 @@ fn addresses_are_added_listed_and_deleted() {
 }
 
 #[test]
+fn it_is_known_which_interface_has_an_address() {
+    with_interface(|mut netlink| {
+        netlink.add_address(&on("right0", "198.51.100.7/32"), IfExists::Fail).unwrap();
+        // The second address is the peer's.
+        ip("address add 10.5.0.1 peer 10.5.0.2/32 dev right0");
+        ip("route add local 203.0.113.7 dev lo");
+        for (address, interface) in [
+            ("192.0.2.1", Some("left0")),
+            ("2001:db8::1", Some("left0")),
+            ("198.51.100.7", Some("right0")),
+            ("10.5.0.1", Some("right0")),
+            ("127.0.0.1", Some("lo")),
+            ("10.5.0.2", None),
+            ("192.0.2.2", None),
+            ("203.0.113.7", None),
+        ] {
+            let found = netlink.interface_with(address.parse().unwrap()).unwrap();
+            assert_eq!(found.as_deref(), interface, "{address}");
+        }
+    });
+}
+
+#[test]
 fn an_address_can_be_waited_for() {
     with_interface(|mut netlink| {
         let address = on("left0", "fd88::1/64");

@@ -284,10 +284,11 @@ impl Netfilter {
     /// # Errors
     /// When there is no such table or set, see [`NetlinkFault::is_missing`], or without privilege.
     pub fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, NetlinkFault> {
-        let operation = || format!("nft list elements of inet {table} {set}");
-        let request = wire::question(table, set, None).map_err(|failure| failure.about(operation()))?;
-        let listed = self.connection.dump(&request, operation, wire::take)?;
-        Ok(wire::join(listed))
+        let listed =
+            wire::question(table, set, None).and_then(|request| self.connection.list(&request, wire::take));
+        listed
+            .map(wire::join)
+            .map_err(|failure| failure.about(format!("nft list elements inet {table} {set}")))
     }
 
     /// What is there of what is about to change: the kernel refuses a whole batch for what is gone or there already.

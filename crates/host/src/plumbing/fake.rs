@@ -220,6 +220,8 @@ fn loopback(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conntrack::Direction;
+    use crate::nft::Change;
     use crate::plumbing::Sysctl;
 
     #[test]
@@ -257,5 +259,42 @@ mod tests {
         assert_eq!(fake.apply(&HostState::default()).unwrap_err().to_string(), "no such luck");
         fake.undo().unwrap();
         assert_eq!(fake.requests(), [Request::Apply(HostState::default()), Request::Undo]);
+    }
+
+    #[test]
+    fn elements_and_connections_are_kept() {
+        let fake = FakePlumbing::new();
+        let mut plumbing = fake.clone();
+        let add = |data: &[u8]| ElementChange {
+            table: "adit_nat".into(),
+            set: "blocks".into(),
+            change: Change::Add { key: vec![10, 0, 0, 2], data: data.to_vec() },
+        };
+        let between = |source: &str, destination: &str| Direction {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        };
+        let begun = Tracked {
+            protocol: 17,
+            original: between("10.0.0.2:7", "198.51.100.1:53"),
+            reply: between("198.51.100.1:53", "192.0.2.1:40000"),
+        };
+        let forwarded = Tracked {
+            protocol: 6,
+            original: between("198.51.100.1:9", "192.0.2.1:80"),
+            reply: between("10.0.0.3:8080", "198.51.100.1:9"),
+        };
+        fake.set_connections(vec![begun, forwarded]);
+
+        plumbing.change_elements(&[add(&[1]), add(&[2])]).unwrap();
+        assert_eq!(plumbing.connection_usage().unwrap().count, 2);
+        plumbing.forget_connections(&["10.0.0.3".parse().unwrap()]).unwrap();
+
+        let there = plumbing.elements("adit_nat", "blocks").unwrap();
+        assert_eq!(there.iter().map(|element| element.data.as_slice()).collect::<Vec<_>>(), [[2]]);
+        assert_eq!(plumbing.elements("adit_nat", "sites").unwrap(), []);
+        assert_eq!(plumbing.connections().unwrap(), [begun]);
+        let forgotten = Request::ForgetConnections(vec!["10.0.0.3".parse().unwrap()]);
+        assert_eq!(fake.requests(), [Request::ChangeElements(vec![add(&[1]), add(&[2])]), forgotten]);
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::nft::Change;
 use crate::testing::{assert_same, run, snapshot};
 
 #[test]
@@ -238,4 +239,40 @@ fn the_wanted_state_is_plain_data() {
 
     assert_eq!(serde_json::from_str::<HostState>(&text).unwrap(), wanted);
     assert!(serde_json::from_str::<HostState>("{\"route\":[]}").is_err());
+}
+
+#[test]
+fn elements_and_connections_are_those_of_home_whoever_asks() {
+    in_a_place(|place| {
+        let mut plumbing = place.start();
+        let ruleset = "table inet adit {\n set met { type ipv4_addr; }\n chain c { type filter hook input priority 0; \
+                       ct state new accept; }\n}\n";
+        let table = NftTable { family: Family::Inet, name: "adit".to_owned(), ruleset: ruleset.to_owned() };
+        plumbing.apply(&HostState { tables: vec![table], ..HostState::default() }).unwrap();
+        let (key, data) = (vec![10, 0, 0, 2], Vec::new());
+        let add =
+            ElementChange { table: "adit".into(), set: "met".into(), change: Change::Add { key, data } };
+        let sender = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        sender.send_to(b"x", "192.0.2.1:9").unwrap();
+        let elsewhere = TemporaryNetns::create("adit-elsewhere").unwrap();
+
+        elsewhere.run_in(|| {
+            plumbing.change_elements(&[add]).unwrap();
+            assert_eq!(plumbing.elements("adit", "met").unwrap().len(), 1);
+            let connections = plumbing.connections().unwrap();
+            assert_eq!(connections.len(), 1);
+            assert_eq!(connections[0].original.source, sender.local_addr().unwrap());
+            assert_eq!(plumbing.connection_usage().unwrap().count, 1);
+            plumbing.forget_connections(&["192.0.2.1".parse().unwrap()]).unwrap();
+            assert_eq!(plumbing.connections().unwrap(), []);
+        });
+
+        assert!(run("nft list set inet adit met").contains("10.0.0.2"));
+        plumbing.undo().unwrap();
+        let fault = plumbing.elements("adit", "met").unwrap_err();
+        assert!(
+            fault.to_string().starts_with("nft list elements inet adit met: No such file or directory"),
+            "{fault}"
+        );
+    });
 }
