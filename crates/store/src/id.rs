@@ -79,6 +79,8 @@ ids! {
     SessionId;
     /// A lease of inner addresses.
     LeaseId;
+    /// A forwarded port.
+    ForwardId;
 }
 
 impl SessionId {

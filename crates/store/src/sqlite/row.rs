@@ -153,6 +153,7 @@ pub(super) fn lease(row: &Row<'_>) -> rusqlite::Result<LeaseRecord> {
         device: parsed(row, 3)?,
         session: parsed(row, 4)?,
         inner: Inner { v4: parsed_option(row, 5)?, v6: parsed_option(row, 6)? },
+        block: None,
         started: time(row, 7)?,
         ended: time_option(row, 8)?,
     })
