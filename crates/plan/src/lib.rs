@@ -5,13 +5,16 @@
 //!
 //! - [`ports`]: sets of ports; [`port_plan`]: who uses which.
 //! - [`pool`]: the inner address pools and the choice of the address a device leases.
+//! - [`nat`]: which source ports each inner address has when it is translated.
 //! - [`rules`]: the filter table, as text.
 //! - [`pattern`]: what first packets of a kind have in common, in the languages that can tell them by it.
 //! - [`export`]: the plan as rules for a host without adit.
 //! - [`prefix`]: which networks may stand behind a device.
 #![forbid(unsafe_code)]
 
+mod book;
 pub mod export;
+pub mod nat;
 pub mod pattern;
 pub mod pool;
 pub mod port_plan;

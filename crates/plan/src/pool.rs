@@ -206,6 +206,19 @@ impl Pools {
         self.iter().map(Pool::net).find(|pool| overlap(pool, net))
     }
 
+    /// The place of an IPv4 address among all that can be leased, counted from 0 over the pools in their order.
+    pub(crate) fn place4(&self, v4: Ipv4Addr) -> Option<u128> {
+        let mut before = 0;
+        for (first, last) in self.ranges4() {
+            let number = u128::from(v4.to_bits());
+            if (first..=last).contains(&number) {
+                return Some(before + number - first);
+            }
+            before += last - first + 1;
+        }
+        None
+    }
+
     /// How many addresses can be leased at once, by family.
     pub fn capacity(&self) -> Capacity {
         let total = |pools: &[Pool]| pools.iter().map(Pool::capacity).fold(0, u128::saturating_add);

@@ -4,8 +4,12 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// A set of ports: ranges in ascending order that neither touch nor overlap. Port 0 is in none.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+use serde::{Deserialize, Serialize};
+
+/// A set of ports: ranges in ascending order that neither touch nor overlap. Port 0 is in none. Serialised it is
+/// its text.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PortSet {
     ranges: Vec<RangeInclusive<u16>>,
 }
@@ -133,6 +137,20 @@ impl FromStr for PortSet {
             (!range.is_empty()).then_some(range)
         });
         ranges.collect::<Option<Self>>().ok_or_else(fault)
+    }
+}
+
+impl TryFrom<String> for PortSet {
+    type Error = PortSetFault;
+
+    fn try_from(text: String) -> Result<Self, PortSetFault> {
+        text.parse()
+    }
+}
+
+impl From<PortSet> for String {
+    fn from(ports: PortSet) -> Self {
+        ports.to_string()
     }
 }
 

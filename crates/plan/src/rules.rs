@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::ports::PortSet;
+use crate::special::is_private4;
 
 /// What the table is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,13 +65,6 @@ fn source_ports(entrances: &[Entrance]) -> Option<RangeInclusive<u16>> {
         let longest = free.ranges().iter().max_by_key(|range| range.len()).cloned();
         longest.filter(|range| range.len() >= ENOUGH)
     })
-}
-
-/// Networks whose addresses mean nothing outside: RFC 1918, RFC 6598, RFC 3927.
-fn is_private4(net: &Ipv4Net) -> bool {
-    let address = net.network();
-    let shared = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
-    address.is_private() || address.is_link_local() || shared.contains(&address)
 }
 
 /// Unique local addresses (RFC 4193).

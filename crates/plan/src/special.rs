@@ -23,6 +23,13 @@ pub(crate) fn special(net: &IpNet) -> Option<&'static str> {
     SPECIAL.iter().find(|(range, _)| overlap(range, net)).map(|(_, name)| *name)
 }
 
+/// Networks whose addresses mean nothing outside: RFC 1918, RFC 6598, RFC 3927.
+pub(crate) fn is_private4(net: &Ipv4Net) -> bool {
+    let address = net.network();
+    let shared = Ipv4Net::new_assert([100, 64, 0, 0].into(), 10);
+    address.is_private() || address.is_link_local() || shared.contains(&address)
+}
+
 /// Whether the two networks share an address.
 pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)

@@ -1,11 +1,11 @@
 //! The choice itself, and the memory of past leases that makes it fair.
 
-use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
 use super::{Inner, Pool, Pools, v4_address};
+use crate::book::Book;
 
 /// Every address of the wanted family is leased.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,10 +103,10 @@ impl Allocator {
     /// it is only handed back in [`Choice::free_since`]: the order of the calls decides which is free longest.
     pub fn release(&mut self, inner: Inner, stamp: i64) {
         if let Some(v4) = inner.v4 {
-            self.v4.release(u128::from(v4.to_bits()), stamp);
+            self.v4.release(u128::from(v4.to_bits()), Some(stamp));
         }
         if let Some(v6) = inner.v6 {
-            self.v6.release(v6.to_bits(), stamp);
+            self.v6.release(v6.to_bits(), Some(stamp));
         }
     }
 
@@ -136,93 +136,5 @@ impl Allocator {
         let v4 = inner.v4.and_then(|v4| self.v4.released(u128::from(v4.to_bits())));
         let v6 = inner.v6.and_then(|v6| self.v6.released(v6.to_bits()));
         v4.max(v6)
-    }
-}
-
-/// One family's addresses, as numbers: those leased, those leased before, and where the untouched ones begin.
-#[derive(Debug, Clone)]
-struct Book {
-    /// The addresses that can be leased, in the order of first use; the ranges are disjoint.
-    ranges: Vec<(u128, u128)>,
-    /// The next address never leased, as (range, number). Every address before it has an entry in `uses`.
-    cursor: Option<(usize, u128)>,
-    /// Every address that was ever leased: as many entries as devices, not as addresses.
-    uses: HashMap<u128, Use>,
-    /// Free addresses by the order in which they were released.
-    free: BTreeMap<u64, u128>,
-    releases: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Use {
-    Leased { before: Option<i64> },
-    Free { order: u64, since: i64 },
-}
-
-impl Book {
-    fn new(ranges: Vec<(u128, u128)>) -> Self {
-        let cursor = ranges.first().map(|&(first, _)| (0, first));
-        Self { ranges, cursor, uses: HashMap::new(), free: BTreeMap::new(), releases: 0 }
-    }
-
-    fn covers(&self, number: u128) -> bool {
-        self.ranges.iter().any(|&(first, last)| (first..=last).contains(&number))
-    }
-
-    /// Whether the number, known to be covered, is not leased.
-    fn is_free(&self, number: u128) -> bool {
-        !matches!(self.uses.get(&number), Some(Use::Leased { .. }))
-    }
-
-    /// When the number was last released.
-    fn released(&self, number: u128) -> Option<i64> {
-        match *self.uses.get(&number)? {
-            Use::Leased { before } => before,
-            Use::Free { since, .. } => Some(since),
-        }
-    }
-
-    fn free_longest(&self) -> Option<u128> {
-        let never_used = self.cursor.map(|(_, number)| number);
-        never_used.or_else(|| self.free.first_key_value().map(|(_, &number)| number))
-    }
-
-    fn take(&mut self, number: u128) {
-        if !self.covers(number) {
-            return;
-        }
-        let before = self.released(number);
-        if let Some(Use::Free { order, .. }) = self.uses.insert(number, Use::Leased { before }) {
-            self.free.remove(&order);
-        }
-        self.advance();
-    }
-
-    fn release(&mut self, number: u128, since: i64) {
-        if !self.covers(number) {
-            return;
-        }
-        let order = self.releases;
-        self.releases += 1;
-        let since = self.released(number).map_or(since, |before| before.max(since));
-        if let Some(Use::Free { order, .. }) = self.uses.insert(number, Use::Free { order, since }) {
-            self.free.remove(&order);
-        }
-        self.free.insert(order, number);
-        self.advance();
-    }
-
-    /// Moves the cursor to the next address without an entry. Each entry is stepped over once in a lifetime.
-    fn advance(&mut self) {
-        while let Some((range, number)) = self.cursor
-            && self.uses.contains_key(&number)
-        {
-            let at_end = self.ranges.get(range).is_none_or(|&(_, last)| number >= last);
-            self.cursor = if at_end {
-                self.ranges.get(range + 1).map(|&(first, _)| (range + 1, first))
-            } else {
-                Some((range, number + 1))
-            };
-        }
     }
 }
