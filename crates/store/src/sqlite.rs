@@ -225,7 +225,12 @@ impl Sql<'_> {
 
     /// The fault of a row that must be there and is not.
     fn missing(&self, what: &str) -> StoreFault {
-        StoreFault::Damaged { path: self.path.to_owned(), detail: format!("{what} is missing") }
+        self.damaged(format!("{what} is missing"))
+    }
+
+    /// The fault of content that was not written by the store.
+    pub(crate) fn damaged(&self, detail: String) -> StoreFault {
+        StoreFault::Damaged { path: self.path.to_owned(), detail }
     }
 }
 

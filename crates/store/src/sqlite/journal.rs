@@ -1,6 +1,6 @@
 //! The gateway's journal: its clock, sessions and leases.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use adit_plan::pool::Inner;
 use rusqlite::params;
@@ -118,6 +118,16 @@ impl Sql<'_> {
         self.first(sql, [device.hex().as_str()], lease)
     }
 
+    /// The newest lease of an inner address here.
+    pub(crate) fn last_lease_of(&self, inner: Ipv4Addr) -> Result<Option<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM leases l WHERE l.inner4 = ?1 ORDER BY l.started DESC, l.seq DESC LIMIT 1"
+        );
+        self.first(sql, [inner.to_string()], lease)
+    }
+
     /// A device's leases before a place in the journal, newest first.
     pub(crate) fn leases_of(
         &self,
@@ -221,6 +231,12 @@ impl Sql<'_> {
                    (SELECT 1 FROM leases l WHERE l.device_id = s.device_id AND l.seq > s.seq AND l.session_id = s.id) \
                    ORDER BY s.seq";
         self.rows(sql, params![after, to, before.as_millis()], |row| row.get(0))
+    }
+
+    /// Whether a session of these places began at a moment or later.
+    pub(crate) fn has_session_since(&self, after: i64, to: i64, since: Timestamp) -> Result<bool, StoreFault> {
+        let sql = "SELECT 1 FROM sessions WHERE seq > ?1 AND seq <= ?2 AND started >= ?3 LIMIT 1";
+        Ok(self.first(sql, params![after, to, since.as_millis()], |_| Ok(()))?.is_some())
     }
 
     /// Deletes an ended session.

@@ -48,6 +48,8 @@ pub(super) use {certificate_columns, device_columns, lease_columns, session_colu
 pub(super) const USER_WIDTH: usize = 6;
 /// How many columns a device takes.
 pub(super) const DEVICE_WIDTH: usize = 6;
+/// How many columns a lease takes.
+pub(super) const LEASE_WIDTH: usize = 9;
 /// How many columns a certificate takes.
 pub(super) const CERTIFICATE_WIDTH: usize = 9;
 

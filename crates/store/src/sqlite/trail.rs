@@ -66,11 +66,6 @@ impl Sql<'_> {
         stored(&before, &hash)
     }
 
-    /// The last record that was written.
-    pub(crate) fn trail_head(&self) -> Link {
-        self.head.get()
-    }
-
     /// The record that the gateway's row names, and the base.
     pub(crate) fn trail_ends(&self) -> Result<(Link, Link), StoreFault> {
         let sql = "SELECT trail_seq, trail_hash, base_seq, base_hash FROM gateways";

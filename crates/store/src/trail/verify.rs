@@ -72,7 +72,7 @@ impl Store {
     /// meanwhile are verified too; others have their turn between batches. `progress` is told now and then how many
     /// records were verified so far.
     pub fn verify_trail(&self, mut progress: impl FnMut(u64)) -> Result<TrailCheck, StoreFault> {
-        let (promised, base) = self.read(Sql::trail_ends)?;
+        let (promised, base) = self.read(|sql| sql.trail_ends())?;
         let mut walk = Walk { last: base, base: base.seq, records: 0, promised, open: HashMap::new() };
         let mut place = base.seq;
         if let Err(broken) = self.read(|sql| walk.outliving(sql))? {
