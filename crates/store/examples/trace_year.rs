@@ -149,6 +149,8 @@ struct Year {
     noted: u64,
     leases: u64,
     layouts: usize,
+    /// When the layout changed last.
+    laid: i64,
     random: u64,
     beat: i64,
 }
@@ -190,7 +192,7 @@ impl Year {
         let noted = (users * days * 2 / traces.max(1)).max(1) as u64;
         let (open, truth) = (HashMap::new(), Vec::new());
         let mut year =
-            Self { store, devices, open, truth, noted, leases: 0, layouts: 0, random: 88, beat: 0 };
+            Self { store, devices, open, truth, noted, leases: 0, layouts: 0, laid: 0, random: 88, beat: 0 };
         year.layout(0)?;
         Ok(year)
     }
@@ -218,6 +220,7 @@ impl Year {
             host: 64_512..=65_535,
         })?;
         self.layouts += 1;
+        self.laid = now + 1;
         let planned = self.store.plan_nat(&layout)?;
         let replanned = self.store.set_nat(Some(&layout), at(now))?;
         if planned != replanned {
@@ -273,7 +276,7 @@ impl Year {
             if !begins {
                 self.end(now, user)?;
             }
-            if now - self.beat > HOUR / 4 {
+            if now - self.beat > HOUR {
                 self.beat = now;
                 self.store.heartbeat(at(now))?;
             }
@@ -303,7 +306,9 @@ impl Year {
         let (device, session) = (lease.device(), lease.session());
         if self.below(self.noted as i64) == 0 {
             let block = lease.block().ok_or("a lease has no block")?;
-            self.note(now - 1 - self.below(HOUR / 60), device, session, block);
+            // It may have had another block before the last change.
+            let earlier = now - 1 - self.below(HOUR / 60);
+            self.note(earlier.max(self.laid), device, session, block);
         }
         lease.end(at(now))?;
         self.store.close_session(session, at(now), "client left")?;

@@ -303,17 +303,26 @@ impl Search<'_> {
     }
 }
 
-/// The latest first; what was written anew while it lasted is one.
+/// The latest first. What was written anew while it lasted is one match; so is an owner whose new block reaches into the
+/// ports of the block it left.
 fn joined(mut found: Vec<TraceMatch>) -> Vec<TraceMatch> {
     found.sort_by_key(|found| (found.from, found.to.is_none(), found.to));
     let mut joined: Vec<TraceMatch> = Vec::new();
     for next in found {
         let same = joined.iter_mut().find(|last| {
-            (last.kind, &last.owner, last.block) == (next.kind, &next.owner, next.block)
+            let blocks = match (last.block, next.block) {
+                (Some(last), Some(next)) => last.overlaps(&next),
+                (last, next) => last == next,
+            };
+            (last.kind, &last.owner) == (next.kind, &next.owner)
+                && blocks
                 && last.to.is_none_or(|to| to >= next.from)
         });
         match same {
-            Some(last) => last.to = last.to.zip(next.to).map(|(last, next)| last.max(next)),
+            Some(last) => {
+                last.block = next.block;
+                last.to = last.to.zip(next.to).map(|(last, next)| last.max(next));
+            }
             None => joined.push(next),
         }
     }
