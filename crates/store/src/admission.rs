@@ -1,11 +1,9 @@
 //! Logins as one change: who may come in gets a session and addresses, or nothing is written.
 
-use adit_plan::pool::Allocator;
-
 use crate::certificates::admitted;
 use crate::credential::{KeyHash, Serial};
 use crate::fault::{AdmissionFault, LeaseFault, StoreFault};
-use crate::lease::{self, Begun, Lease};
+use crate::lease::{Begun, Lease, Stock};
 use crate::model::{Authorized, Holder, Session, SessionStart};
 use crate::sessions;
 use crate::sqlite::{Durability, Sql};
@@ -54,17 +52,19 @@ impl Store {
         admissions: &[Admission<'_>],
     ) -> Result<Vec<Result<Admitted, AdmissionFault>>, StoreFault> {
         let mut state = self.state();
-        let State { db, allocator, told, .. } = &mut *state;
+        let State { db, allocator, epochs, nat, moved, told } = &mut *state;
         let Some(allocator) = allocator.as_mut() else {
             return Ok(admissions.iter().map(|_| Err(AdmissionFault::NoPools)).collect());
         };
         *told = admissions.last().map_or(*told, |last| last.now);
+        let mut stock = Stock { allocator, nat: nat.as_mut(), epochs };
         let mut settled = Vec::with_capacity(admissions.len());
         let outcomes = db.transaction(Durability::Soon, |sql| {
-            let admit = |admission| match admit_one(sql, allocator, admission) {
+            let admit = |admission| match admit_one(sql, &stock, admission) {
                 Ok((who, session, begun)) => {
                     // Who comes next finds these addresses taken.
-                    let record = begun.settle(allocator);
+                    stock.settle(&begun);
+                    let record = begun.record;
                     settled.push(begun);
                     Ok(Ok((who, session, record)))
                 }
@@ -74,8 +74,9 @@ impl Store {
             admissions.iter().map(admit).collect::<Result<Vec<_>, StoreFault>>()
         });
         let outcomes = outcomes.inspect_err(|_| {
-            settled.iter().rev().for_each(|begun| begun.unsettle(allocator));
+            settled.iter().rev().for_each(|begun| stock.unsettle(begun));
         })?;
+        settled.iter().for_each(|begun| begun.forget_replaced(moved));
         drop(state);
         let handed_out =
             |(who, session, record)| Admitted { who, session, lease: Lease::new(self.clone(), record) };
@@ -86,7 +87,7 @@ impl Store {
 /// Writes nothing unless all of it is granted.
 fn admit_one(
     sql: &Sql<'_>,
-    allocator: &Allocator,
+    stock: &Stock<'_>,
     admission: &Admission<'_>,
 ) -> Result<(Authorized, Session, Begun), AdmissionFault> {
     let Admission { serial, key, protocol, identity, transport, now } = *admission;
@@ -94,14 +95,14 @@ fn admit_one(
     let prefixes = sql.prefixes(device.id)?;
     let (id, certificate) = (device.id, Some((serial, key)));
     let who = Authorized { device, user, prefixes };
-    let chosen = match lease::choose(sql, allocator, id, now) {
+    let chosen = match stock.choose(sql, id, now) {
         Ok(chosen) => chosen,
         Err(LeaseFault::Store(fault)) => return Err(AdmissionFault::Store(fault)),
         Err(fault) => return Err(AdmissionFault::NoLease { who: Box::new(who), fault }),
     };
     let start = SessionStart { device: id, certificate, protocol, identity, transport, now };
     let session = sessions::begin(sql, &start)?;
-    let begun = lease::begin(sql, &chosen, id, session.id)?;
+    let begun = stock.begin(sql, chosen, id, session.id)?;
     Ok((who, session, begun))
 }
 

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::audit::{self, Entry};
 use crate::credential::Reason;
 use crate::fault::{ChangeFault, StoreFault};
+use crate::forwards;
 use crate::id::{DeviceId, UserId};
 use crate::model::{Certificate, CertificateState, Change, Device, DeviceRow, Revocation};
 use crate::name::Name;
@@ -94,7 +95,7 @@ impl Store {
         }))
     }
 
-    /// Revokes a device for good, and its certificates with it. Gives the device as it is now; revoking twice changes
+    /// Revokes a device for good, and its certificates with it; its forwards end. Gives the device as it is now; revoking twice changes
     /// nothing. Open sessions are not touched: the caller cuts them. None is opened any more after this returns.
     pub fn revoke_device(
         &self,
@@ -165,9 +166,11 @@ pub(crate) fn usable(sql: &Sql<'_>, id: DeviceId) -> Result<Device, ChangeFault>
     sql.device(id)?.filter(|device| device.revoked.is_none()).ok_or(ChangeFault::NotFound("device"))
 }
 
-/// Revokes a device and its certificates, within the transaction of a larger change; gives how many certificates.
+/// Revokes a device and its certificates, and ends its forwards, within the transaction of a larger change; gives how
+/// many certificates.
 pub(crate) fn revoke(sql: &Sql<'_>, id: DeviceId, at: Timestamp, reason: Reason) -> Result<u64, StoreFault> {
     sql.set_device_revoked(id, at)?;
+    forwards::end_all_of(sql, id, at)?;
     let mut revoked = 0;
     for certificate in sql.certificates_of(id)?.iter().filter(|certificate| certificate.revocation.is_none())
     {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use adit_plan::nat::NoBlock;
 use adit_plan::pool::Full;
 use adit_plan::prefix::PrefixFault;
 
@@ -203,8 +204,8 @@ pub enum AdmissionFault {
     /// No pools were set.
     #[error("no address pools are set")]
     NoPools,
-    /// The peer may come in, but there are no addresses for it.
-    #[error("{}/{} gets no address: {fault}", .who.user.name, .who.device.name)]
+    /// The peer may come in, but there are no addresses or ports for it.
+    #[error("{}/{} gets no {}: {fault}", .who.user.name, .who.device.name, .fault.lacking())]
     NoLease {
         /// Who it is.
         who: Box<Authorized>,
@@ -234,6 +235,9 @@ pub enum LeaseFault {
     /// Every address of a family is leased.
     #[error(transparent)]
     Full(#[from] Full),
+    /// There is no block of ports.
+    #[error(transparent)]
+    NoBlock(#[from] NoBlock),
     /// The session is not an open one of this device.
     #[error("the session is not an open session of the device")]
     NoSession,
@@ -243,6 +247,13 @@ pub enum LeaseFault {
     /// The database itself fails.
     #[error(transparent)]
     Store(#[from] StoreFault),
+}
+
+impl LeaseFault {
+    /// What the device does not get.
+    fn lacking(&self) -> &'static str {
+        if matches!(self, Self::NoBlock(_)) { "ports" } else { "address" }
+    }
 }
 
 /// Why pools cannot be used with what the store holds.

@@ -23,7 +23,7 @@ macro_rules! ids {
         impl $name {
             /// A new random id.
             pub(crate) fn random() -> Result<Self, StoreFault> {
-                random().map(Self)
+                random_octets().map(Self)
             }
 
             /// The digits, without allocating.
@@ -79,6 +79,8 @@ ids! {
     SessionId;
     /// A lease of inner addresses.
     LeaseId;
+    /// A forwarded port.
+    ForwardId;
 }
 
 impl SessionId {
@@ -113,8 +115,9 @@ impl Hex {
     }
 }
 
-fn random() -> Result<[u8; 16], StoreFault> {
-    let mut bytes = [0; 16];
+/// Random octets of the system's.
+pub(crate) fn random_octets<const N: usize>() -> Result<[u8; N], StoreFault> {
+    let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StoreFault::Randomness)?;
     Ok(bytes)
 }

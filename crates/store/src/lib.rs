@@ -45,34 +45,47 @@ mod audit;
 mod certificates;
 mod credential;
 mod devices;
+mod epochs;
 mod fault;
+mod forwards;
 mod id;
 mod lease;
 mod model;
 mod name;
+mod nat;
 mod page;
+mod retention;
 mod sessions;
 mod sqlite;
 mod store;
 #[cfg(test)]
 mod testing;
 mod time;
+mod trace;
+mod trail;
 mod users;
 
 pub use admission::{Admission, Admitted};
 pub use audit::{AuditCheck, AuditRow, BrokenLink};
 pub use credential::{CredentialFault, Issuer, KeyHash, Reason, Serial};
 pub use devices::NewDevice;
+pub use epochs::Epoch;
 pub use fault::{
     AccessFault, AdmissionFault, ChangeFault, LeaseFault, OpenFault, PoolsFault, Refusal, StoreFault,
 };
-pub use id::{DeviceId, GatewayId, IdFault, LeaseId, SessionId, UserId};
+pub use forwards::{
+    Forward, ForwardFault, ForwardProtocol, ForwardProtocolFault, ForwardRow, NewForward,
+};
+pub use id::{DeviceId, ForwardId, GatewayId, IdFault, LeaseId, SessionId, UserId};
 pub use lease::{Lease, LeaseRequest};
 pub use model::{
     Authorized, Certificate, CertificateState, Change, Device, DeviceRow, Holder, LeaseRecord, Purged,
-    Recovered, Revocation, Revoked, Session, SessionStart, User, UserRow,
+    Recovered, Revocation, Revoked, Rolled, Session, SessionStart, User, UserRow,
 };
 pub use name::{Name, NameFault};
+pub use nat::{BlockNow, BlockOwner, Homeless, Moved, Quarantined, Replanned};
 pub use page::{Cursor, LARGEST_PAGE, Listed, Page, USUAL_PAGE};
 pub use store::Store;
 pub use time::Timestamp;
+pub use trace::{Trace, TraceKind, TraceMatch, TraceOwner, TraceProtocol, TraceQuery};
+pub use trail::{TrailCheck, TrailFault, TrailTable};

@@ -1,5 +1,6 @@
 //! What the store hands out: plain values, copies of what was written at the moment of asking.
 
+use adit_plan::nat::Block;
 use adit_plan::pool::Inner;
 use ipnet::IpNet;
 
@@ -222,6 +223,8 @@ pub struct LeaseRecord {
     pub session: SessionId,
     /// The addresses.
     pub inner: Inner,
+    /// The block of ports that its connections leave from, or left from last; `None` without translation.
+    pub block: Option<Block>,
     /// The first moment.
     pub started: Timestamp,
     /// The first moment after it; `None` while it is open.
@@ -246,4 +249,17 @@ pub struct Purged {
     pub sessions: u64,
     /// Leases.
     pub leases: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Forwards.
+    pub forwards: u64,
+}
+
+/// What [`Store::roll`](crate::Store::roll) wrote anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rolled {
+    /// Leases.
+    pub leases: u64,
+    /// Forwards.
+    pub forwards: u64,
 }

@@ -12,11 +12,14 @@
 //!   most one heartbeat's worth. Recovery closes the journal at that heartbeat in any case.
 
 mod audits;
+mod blocks;
 mod credentials;
+mod forwards;
 mod journal;
 mod open;
 mod people;
 mod row;
+mod trail;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -25,10 +28,12 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row};
 
 use crate::fault::StoreFault;
 use crate::id::GatewayId;
+use crate::trail::Link;
 
 pub(crate) use audits::AuditText;
-pub(crate) use journal::{Aged, Journal};
+pub(crate) use blocks::BlockRow;
 pub(crate) use open::{create, open};
+pub(crate) use trail::{More, Record};
 
 /// The transactions after which the log is moved into the file at the next occasion.
 const LOGGED: u32 = 200;
@@ -47,8 +52,12 @@ pub(crate) struct Database {
     connection: Connection,
     path: PathBuf,
     gateway: GatewayId,
+    /// What stands for the gateway in records.
+    number: i64,
     /// The last place given in the gateway's journal.
     seq: Cell<i64>,
+    /// The last record of the trail.
+    head: Cell<Link>,
     durability: Durability,
     /// Transactions since the log was last moved into the file.
     logged: u32,
@@ -65,16 +74,24 @@ impl Database {
         self.logged += 1;
         let sql = self.sql();
         sql.control("BEGIN IMMEDIATE")?;
-        let unfinished = Unfinished { connection: sql.connection };
+        let mut unfinished =
+            Unfinished { connection: sql.connection, head: sql.head, before: sql.head.get(), committed: false };
         let result = work(&sql)?;
         sql.control("COMMIT")?;
-        drop(unfinished);
+        unfinished.committed = true;
         Ok(result)
     }
 
     /// Reading, outside a transaction: nobody else writes while the store's lock is held.
     pub(crate) fn sql(&self) -> Sql<'_> {
-        Sql { connection: &self.connection, path: &self.path, gateway: self.gateway, seq: &self.seq }
+        Sql {
+            connection: &self.connection,
+            path: &self.path,
+            gateway: self.gateway,
+            number: self.number,
+            seq: &self.seq,
+            head: &self.head,
+        }
     }
 
     /// Moves a log that has grown into the database file, so that this happens here and not within some lease.
@@ -103,13 +120,21 @@ impl Database {
     }
 }
 
-/// A transaction that is undone when this goes, unless it was committed.
+/// A transaction that is undone when this goes, unless it was committed; the trail's head goes back with it.
 struct Unfinished<'c> {
     connection: &'c Connection,
+    head: &'c Cell<Link>,
+    before: Link,
+    committed: bool,
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        self.head.set(self.before);
+        // The database undoes a transaction by itself when the disk is full.
         if !self.connection.is_autocommit()
             && let Err(error) = self.connection.execute_batch("ROLLBACK")
         {
@@ -123,7 +148,9 @@ pub(crate) struct Sql<'c> {
     connection: &'c Connection,
     path: &'c Path,
     gateway: GatewayId,
+    number: i64,
     seq: &'c Cell<i64>,
+    head: &'c Cell<Link>,
 }
 
 impl Sql<'_> {
@@ -198,7 +225,12 @@ impl Sql<'_> {
 
     /// The fault of a row that must be there and is not.
     fn missing(&self, what: &str) -> StoreFault {
-        StoreFault::Damaged { path: self.path.to_owned(), detail: format!("{what} is missing") }
+        self.damaged(format!("{what} is missing"))
+    }
+
+    /// The fault of content that was not written by the store.
+    pub(crate) fn damaged(&self, detail: String) -> StoreFault {
+        StoreFault::Damaged { path: self.path.to_owned(), detail }
     }
 }
 

@@ -1,21 +1,23 @@
 //! The store as a whole: opening it, its clock, recovery, retention, settings, copies.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use adit_plan::nat::Block;
 use adit_plan::pool::{Allocator, Pools};
 use serde_json::json;
 
 use crate::audit::{self, Entry};
+use crate::epochs::Epochs;
 use crate::fault::{ChangeFault, OpenFault, PoolsFault, StoreFault};
-use crate::id::GatewayId;
-use crate::model::{Change, Purged, Recovered};
-use crate::sqlite::{self, Aged, Database, Durability, Journal, Sql};
+use crate::id::{GatewayId, LeaseId};
+use crate::model::{Change, Recovered};
+use crate::nat::{self, Nat};
+use crate::sqlite::{self, Database, Durability, Sql};
 use crate::time::Timestamp;
+use crate::trail::TrailTable;
 
-/// How many rows of the journal the purge looks at before it lets others have a turn.
-const PURGE_BATCH: usize = 500;
 /// The longest setting.
 const LONGEST_SETTING: usize = 64 * 1024;
 
@@ -40,6 +42,12 @@ pub(crate) struct State {
     pub(crate) db: Database,
     /// The pools, with the leases that the database has of them.
     pub(crate) allocator: Option<Allocator>,
+    /// All epochs that the database has.
+    pub(crate) epochs: Epochs,
+    /// The blocks of the layout in force, with what the database has of them.
+    pub(crate) nat: Option<Nat>,
+    /// The blocks of leases that a new layout has moved, or taken away, since their handles were made.
+    pub(crate) moved: HashMap<LeaseId, Option<Block>>,
     /// The latest time the store was told.
     pub(crate) told: Timestamp,
 }
@@ -60,7 +68,9 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, OpenFault> {
         let db = sqlite::open(path)?;
         let (gateway, told) = (db.sql().gateway(), db.sql().heartbeat()?);
-        let state = Mutex::new(State { db, allocator: None, told });
+        let epochs = Epochs::read(&db.sql())?;
+        let state = State { db, allocator: None, epochs, nat: None, moved: HashMap::new(), told };
+        let state = Mutex::new(state);
         Ok(Self { shared: Arc::new(Shared { gateway, state }) })
     }
 
@@ -78,22 +88,30 @@ impl Store {
         state.db.tidy()
     }
 
-    /// Closes what a crash left open: sessions and leases of this gateway end at its last heartbeat, or where they
-    /// began if that was later. Call it once after opening, before the first lease; lease handles still held lose
-    /// their leases.
+    /// Closes what a crash left open: sessions and leases of this gateway, with their blocks, end at its last heartbeat,
+    /// or where they began if that was later. Forwards stay. Call it once after opening, before the first lease; lease
+    /// handles still held lose their leases.
     pub fn recover(&self, now: Timestamp) -> Result<Recovered, StoreFault> {
         let mut state = self.state();
         let recovered = state.db.transaction(Durability::Now, |sql| {
             // A heartbeat from the future tells of a clock that was wrong.
             let at = sql.heartbeat()?.min(now);
-            let leases = sql.end_all_leases(at)?;
+            let open = nat::all_open(sql)?;
+            for lease in &open {
+                sql.end_record(TrailTable::Leases, lease.seq, at.max(lease.started))?;
+            }
+            let leases = open.len() as u64;
             let sessions = sql.end_all_sessions(at, "gateway stopped")?;
             sql.set_heartbeat(now)?;
             Ok::<_, StoreFault>(Recovered { sessions, leases, at })
         })?;
         state.told = now;
+        state.moved.clear();
         if let Some(pools) = state.allocator.as_ref().map(|allocator| allocator.pools().clone()) {
             state.allocator = Some(remembering(pools, &state.db.sql())?);
+        }
+        if state.nat.is_some() {
+            state.nat = nat::reread(&state.db.sql(), &state.epochs)?;
         }
         Ok(recovered)
     }
@@ -114,51 +132,6 @@ impl Store {
     /// The pools that leases are taken from, if they are set.
     pub fn pools(&self) -> Option<Pools> {
         self.state().allocator.as_ref().map(|allocator| allocator.pools().clone())
-    }
-
-    /// Deletes sessions and leases that ended before a moment, when their retention is over. What is deleted is
-    /// overwritten in the file. Others have their turn between batches.
-    pub fn purge(&self, before: Timestamp) -> Result<Purged, StoreFault> {
-        // A session stays for as long as one of its leases does.
-        let mut kept = HashSet::new();
-        let leases = self.purge_journal(Journal::Leases, before, |lease, expired| {
-            if !expired {
-                kept.insert(lease.session);
-            }
-            expired
-        })?;
-        let sessions = self.purge_journal(Journal::Sessions, before, |session, expired| {
-            expired && !kept.contains(&session.session)
-        })?;
-        Ok(Purged { sessions, leases })
-    }
-
-    /// Walks one table of the journal from its oldest row to the first that began after `before`, and deletes what
-    /// `delete` says. It is told of each row whether it ended before `before`.
-    fn purge_journal(
-        &self,
-        journal: Journal,
-        before: Timestamp,
-        mut delete: impl FnMut(&Aged, bool) -> bool,
-    ) -> Result<u64, StoreFault> {
-        let (mut deleted, mut after) = (0, 0);
-        loop {
-            let more = self.write(Durability::Soon, |sql| {
-                let batch = sql.aged(journal, after, PURGE_BATCH)?;
-                let old = batch.iter().take_while(|row| row.started < before).count();
-                for row in batch.iter().take(old) {
-                    if delete(row, row.ended.is_some_and(|ended| ended < before)) {
-                        sql.forget(journal, row.seq)?;
-                        deleted += 1;
-                    }
-                    after = row.seq;
-                }
-                Ok::<_, StoreFault>(old == PURGE_BATCH)
-            })?;
-            if !more {
-                return Ok(deleted);
-            }
-        }
     }
 
     /// A setting's value.

@@ -85,7 +85,7 @@ impl Store {
         })
     }
 
-    /// Removes a user for good and revokes all its devices and their certificates, all at once. Gives the user as it
+    /// Removes a user for good and revokes all its devices and their certificates; their forwards end, all at once. Gives the user as it
     /// is now; removing twice changes nothing. Open sessions are not touched: the caller cuts them, see
     /// [`open_sessions_of`](Self::open_sessions_of). None is opened any more after this returns.
     pub fn remove_user(&self, change: &Change<'_>, id: UserId) -> Result<User, ChangeFault> {

@@ -1,6 +1,6 @@
 //! The gateway's journal: its clock, sessions and leases.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use adit_plan::pool::Inner;
 use rusqlite::params;
@@ -11,22 +11,6 @@ use crate::fault::StoreFault;
 use crate::id::{DeviceId, SessionId, UserId};
 use crate::model::{LeaseRecord, Session};
 use crate::time::Timestamp;
-
-/// A table of the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Journal {
-    Sessions,
-    Leases,
-}
-
-/// One row of the journal as the purge sees it.
-pub(crate) struct Aged {
-    pub(crate) seq: i64,
-    /// The session itself, or the lease's session.
-    pub(crate) session: SessionId,
-    pub(crate) started: Timestamp,
-    pub(crate) ended: Option<Timestamp>,
-}
 
 /// For each address in a column of the leases, when its last lease ended, if it did, and where in the journal that
 /// is. It steps from address to address through the index, because most leases are of an address that has a later one.
@@ -53,10 +37,11 @@ impl Sql<'_> {
             .ok_or_else(|| self.missing("the gateway's row"))
     }
 
-    /// Writes the heartbeat, and how far the journal's numbering has come.
+    /// Writes the heartbeat, how far the journal's numbering has come, and the trail's head.
     pub(crate) fn set_heartbeat(&self, now: Timestamp) -> Result<(), StoreFault> {
-        let sql = "UPDATE gateways SET heartbeat = ?1, seq = ?2";
-        self.run(sql, params![now.as_millis(), self.seq.get()])?;
+        let sql = "UPDATE gateways SET heartbeat = ?1, seq = ?2, trail_seq = ?3, trail_hash = ?4";
+        let head = self.head.get();
+        self.run(sql, params![now.as_millis(), self.seq.get(), head.seq, head.hash])?;
         Ok(())
     }
 
@@ -123,33 +108,6 @@ impl Sql<'_> {
         self.rows(sql, [user.hex().as_str()], |row| parsed(row, 0))
     }
 
-    pub(crate) fn insert_lease(&self, lease: &LeaseRecord) -> Result<(), StoreFault> {
-        let sql = "INSERT INTO leases (id, gateway_id, seq, device_id, session_id, inner4, inner6, started) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-        let (id, gateway) = (lease.id.hex(), lease.gateway.hex());
-        let (device, session) = (lease.device.hex(), lease.session.hex());
-        self.run(
-            sql,
-            params![
-                id.as_str(),
-                gateway.as_str(),
-                lease.seq,
-                device.as_str(),
-                session.as_str(),
-                lease.inner.v4.map(|v4| v4.to_string()),
-                lease.inner.v6.map(|v6| v6.to_string()),
-                lease.started.as_millis(),
-            ],
-        )?;
-        Ok(())
-    }
-
-    /// Ends a lease if it is open; says whether it was. `at` is not before it began.
-    pub(crate) fn end_lease(&self, seq: i64, at: Timestamp) -> Result<bool, StoreFault> {
-        let sql = "UPDATE leases SET ended = ?2 WHERE seq = ?1 AND ended IS NULL";
-        Ok(self.run(sql, params![seq, at.as_millis()])? > 0)
-    }
-
     /// The newest lease of the device here.
     pub(crate) fn last_lease(&self, device: DeviceId) -> Result<Option<LeaseRecord>, StoreFault> {
         let sql = concat!(
@@ -158,6 +116,16 @@ impl Sql<'_> {
             " FROM leases l WHERE l.device_id = ?1 ORDER BY l.seq DESC LIMIT 1"
         );
         self.first(sql, [device.hex().as_str()], lease)
+    }
+
+    /// The newest lease of an inner address here.
+    pub(crate) fn last_lease_of(&self, inner: Ipv4Addr) -> Result<Option<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM leases l WHERE l.inner4 = ?1 ORDER BY l.started DESC, l.seq DESC LIMIT 1"
+        );
+        self.first(sql, [inner.to_string()], lease)
     }
 
     /// A device's leases before a place in the journal, newest first.
@@ -225,41 +193,55 @@ impl Sql<'_> {
         Ok(self.run(sql, params![at.as_millis(), reason])? as u64)
     }
 
-    /// Ends all open leases of the gateway at `at`, none before it began; gives how many. Only the last lease of a
-    /// device can be open.
-    pub(crate) fn end_all_leases(&self, at: Timestamp) -> Result<u64, StoreFault> {
-        let sql = "UPDATE leases SET ended = max(started, ?1) WHERE ended IS NULL AND seq IN \
-                   (SELECT (SELECT max(l.seq) FROM leases l WHERE l.device_id = d.id) FROM devices d)";
-        Ok(self.run(sql, params![at.as_millis()])? as u64)
+    /// The open leases of the gateway after a device, by device. Only the last lease of a device can be open.
+    pub(crate) fn open_leases(&self, after: &str, limit: usize) -> Result<Vec<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM devices d CROSS JOIN leases l ON l.seq = (SELECT max(m.seq) FROM leases m WHERE m.device_id = d.id) \
+             WHERE d.id > ?1 AND l.ended IS NULL ORDER BY d.id LIMIT ?2"
+        );
+        self.rows(sql, params![after, rows(limit)], lease)
     }
 
-    /// Rows after a place in the journal, in its order.
-    pub(crate) fn aged(&self, journal: Journal, after: i64, limit: usize) -> Result<Vec<Aged>, StoreFault> {
-        let sql = match journal {
-            Journal::Sessions => {
-                "SELECT seq, id, started, ended FROM sessions WHERE seq > ?1 ORDER BY seq LIMIT ?2"
-            }
-            Journal::Leases => {
-                "SELECT seq, session_id, started, ended FROM leases WHERE seq > ?1 ORDER BY seq LIMIT ?2"
-            }
-        };
-        self.rows(sql, params![after, rows(limit)], |row| {
-            Ok(Aged {
-                seq: row.get(0)?,
-                session: parsed(row, 1)?,
-                started: time(row, 2)?,
-                ended: time_option(row, 3)?,
-            })
-        })
+    /// A device's leases at any moment from `from` to `to`, both included, latest first.
+    pub(crate) fn leases_during(
+        &self,
+        device: DeviceId,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<LeaseRecord>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            lease_columns!(),
+            " FROM leases l WHERE l.device_id = ?1 AND l.started <= ?3 AND (l.ended IS NULL OR l.ended >= ?2) \
+             ORDER BY l.seq DESC"
+        );
+        self.rows(sql, params![device.hex().as_str(), from.as_millis(), to.as_millis()], lease)
     }
 
-    /// Deletes an ended row.
-    pub(crate) fn forget(&self, journal: Journal, seq: i64) -> Result<(), StoreFault> {
-        let sql = match journal {
-            Journal::Sessions => "DELETE FROM sessions WHERE seq = ?1",
-            Journal::Leases => "DELETE FROM leases WHERE seq = ?1",
-        };
-        self.run(sql, [seq])?;
+    /// Sessions after a place, in the order of places, that ended before a moment and have no lease here.
+    pub(crate) fn forgettable_sessions(
+        &self,
+        after: i64,
+        to: i64,
+        before: Timestamp,
+    ) -> Result<Vec<i64>, StoreFault> {
+        let sql = "SELECT s.seq FROM sessions s WHERE s.seq > ?1 AND s.seq <= ?2 AND s.ended < ?3 AND NOT EXISTS \
+                   (SELECT 1 FROM leases l WHERE l.device_id = s.device_id AND l.seq > s.seq AND l.session_id = s.id) \
+                   ORDER BY s.seq";
+        self.rows(sql, params![after, to, before.as_millis()], |row| row.get(0))
+    }
+
+    /// Whether a session of these places began at a moment or later.
+    pub(crate) fn has_session_since(&self, after: i64, to: i64, since: Timestamp) -> Result<bool, StoreFault> {
+        let sql = "SELECT 1 FROM sessions WHERE seq > ?1 AND seq <= ?2 AND started >= ?3 LIMIT 1";
+        Ok(self.first(sql, params![after, to, since.as_millis()], |_| Ok(()))?.is_some())
+    }
+
+    /// Deletes an ended session.
+    pub(crate) fn forget_session(&self, seq: i64) -> Result<(), StoreFault> {
+        self.run("DELETE FROM sessions WHERE seq = ?1", [seq])?;
         Ok(())
     }
 }

@@ -10,16 +10,18 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
+use super::trail::TABLES;
 use super::{Database, Durability, fault};
 use crate::fault::{OpenFault, StoreFault};
 use crate::id::GatewayId;
 use crate::time::Timestamp;
+use crate::trail::{Link, STORED, TrailTable, unstored};
 
 /// Marks the file as adit's: the letters `adit`.
 const APPLICATION: i32 = i32::from_be_bytes(*b"adit");
 
 /// Each entry brings the schema one version further. Entries are only ever added.
-const MIGRATIONS: &[&str] = &[include_str!("v1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("v1.sql"), include_str!("v2.sql")];
 
 /// How long another process may take to let go of the file, such as a gateway that is just ending.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -119,23 +121,40 @@ fn open_with(path: &Path, patience: Duration, migrations: &[&str]) -> Result<Dat
     check(&connection, &path, file.len())?;
     migrate(&mut connection, &path, migrations)?;
     settle(&connection).map_err(|error| fault(error, &path))?;
-    let (gateway, seq) = identity(&connection, &path)?;
-    Ok(Database { connection, path, gateway, seq: Cell::new(seq), durability: Durability::Soon, logged: 0 })
+    let (gateway, number, seq) = identity(&connection, &path)?;
+    let head = Cell::new(head(&connection).map_err(|error| fault(error, &path))?);
+    let (seq, durability) = (Cell::new(seq), Durability::Soon);
+    Ok(Database { connection, path, gateway, number, seq, head, durability, logged: 0 })
 }
 
-/// The gateway that owns the file, and the last place given in its journal.
-fn identity(connection: &Connection, path: &Path) -> Result<(GatewayId, i64), StoreFault> {
+/// The gateway that owns the file, what stands for it in records, and the last place given in its journal.
+fn identity(connection: &Connection, path: &Path) -> Result<(GatewayId, i64, i64), StoreFault> {
     let damaged = |detail: String| StoreFault::Damaged { path: path.to_owned(), detail };
-    let row = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
+    let row = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?));
     // Rows may be younger than the number in the gateway's own row, or deleted already.
-    let sql = "SELECT id, max(seq, coalesce((SELECT max(seq) FROM sessions), 0), \
-               coalesce((SELECT max(seq) FROM leases), 0), coalesce((SELECT max(seq) FROM audits), 0)) FROM gateways";
-    let (id, seq) = connection.query_row(sql, [], row).map_err(|error| match error {
+    let tables = ["sessions", "audits", "leases", "blocks", "epochs", "forwards", "clock_steps", "ends"];
+    let last = tables.map(|table| format!("coalesce((SELECT max(seq) FROM {table}), 0)")).join(", ");
+    let sql = format!("SELECT id, number, max(seq, base_seq, {last}) FROM gateways");
+    let (id, number, seq) = connection.query_row(&sql, [], row).map_err(|error| match error {
         rusqlite::Error::QueryReturnedNoRows => damaged("it has no gateway".to_owned()),
         error => fault(error, path),
     })?;
     let id = id.parse().map_err(|error| damaged(format!("its gateway's id is {error}")))?;
-    Ok((id, seq))
+    Ok((id, number, seq))
+}
+
+/// The last record of the trail; without one, its base.
+fn head(connection: &Connection) -> rusqlite::Result<Link> {
+    let base = "SELECT base_seq, base_hash FROM gateways";
+    let mut head = connection.query_row(base, [], |row| Ok(Link { seq: row.get(0)?, hash: row.get(1)? }))?;
+    for table in TABLES.map(TrailTable::as_str) {
+        let sql = format!("SELECT seq, hash FROM {table} WHERE seq > ?1 ORDER BY seq DESC LIMIT 1");
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, Option<[u8; STORED]>>(1)?));
+        if let Some((seq, Some(hash))) = connection.query_row(&sql, [head.seq], row).optional()? {
+            head = Link { seq, hash: unstored(&hash).1 };
+        }
+    }
+    Ok(head)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -48,6 +48,8 @@ pub(super) use {certificate_columns, device_columns, lease_columns, session_colu
 pub(super) const USER_WIDTH: usize = 6;
 /// How many columns a device takes.
 pub(super) const DEVICE_WIDTH: usize = 6;
+/// How many columns a lease takes.
+pub(super) const LEASE_WIDTH: usize = 9;
 /// How many columns a certificate takes.
 pub(super) const CERTIFICATE_WIDTH: usize = 9;
 
@@ -153,6 +155,7 @@ pub(super) fn lease(row: &Row<'_>) -> rusqlite::Result<LeaseRecord> {
         device: parsed(row, 3)?,
         session: parsed(row, 4)?,
         inner: Inner { v4: parsed_option(row, 5)?, v6: parsed_option(row, 6)? },
+        block: None,
         started: time(row, 7)?,
         ended: time_option(row, 8)?,
     })

@@ -9,8 +9,8 @@ fn the_database_itself_refuses_leases_that_overlap_or_come_too_late() {
     let lease = world.lease(laptop);
     let insert = |world: &World, place: &str, device: DeviceId, v4: &str, v6: &str, started: &str| {
         world.meddle(&format!(
-            "INSERT INTO leases (seq, id, gateway_id, device_id, session_id, inner4, inner6, started) \
-             SELECT {place}, id, gateway_id, '{device}', session_id, {v4}, {v6}, {started} FROM leases"
+            "INSERT INTO leases (seq, id, gateway_id, device_id, session_id, inner4, inner6, started, hash) \
+             SELECT {place}, id, gateway_id, '{device}', session_id, {v4}, {v6}, {started}, hash FROM leases"
         ))
     };
     let (after, fresh) = ("seq + 1000", "'10.88.0.9'");
@@ -48,8 +48,9 @@ fn a_lease_that_took_no_time_does_not_hide_the_open_one_after_it() {
     let other = world.device("ann", "phone").id;
     for family in ["inner4", "inner6"] {
         let sql = format!(
-            "INSERT INTO leases (seq, id, gateway_id, device_id, session_id, {family}, started) \
-             SELECT seq + 1, id, gateway_id, '{other}', session_id, {family}, started FROM leases WHERE ended IS NULL"
+            "INSERT INTO leases (seq, id, gateway_id, device_id, session_id, {family}, started, hash) \
+             SELECT seq + 1, id, gateway_id, '{other}', session_id, {family}, started, hash FROM leases \
+             WHERE ended IS NULL"
         );
         assert!(world.meddle(&sql).unwrap_err().contains("would overlap"));
     }
