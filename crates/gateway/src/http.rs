@@ -192,10 +192,7 @@ async fn forwards(State(admin): Shared, Params(params): Params<PageParams>) -> A
     blocking(admin, move |admin| admin.forwards(params.user.as_deref(), &params.page())).await
 }
 
-async fn add_forward(
-    State(admin): Shared,
-    Body(request): Body<AddForward>,
-) -> Answer<adit_api::ForwardList> {
+async fn add_forward(State(admin): Shared, Body(request): Body<AddForward>) -> Answer<adit_api::ForwardList> {
     waiting(admin, |admin| async move { admin.add_forward(request).await }).await
 }
 

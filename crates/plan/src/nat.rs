@@ -61,10 +61,11 @@ use crate::special::special;
 const MOST_ADDRESSES: usize = 4096;
 
 /// Who gets which block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Default, Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Assign {
     /// A block for each lease, as long as there are any: pools may be larger than the number of blocks.
+    #[default]
     Lease,
     /// A block for each address of the pools, always the same.
     Static,

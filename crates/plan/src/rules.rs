@@ -24,6 +24,32 @@ pub struct Gateway {
     pub client_to_client: bool,
     /// Where clients come in.
     pub entrances: Vec<Entrance>,
+    /// Ports of a block, with [nat].
+    pub nat: Option<u16>,
+}
+
+/// The table of source ports.
+pub const NAT_TABLE: &str = "adit_nat";
+
+/// The table of source ports and forwards.
+#[must_use]
+pub fn render_nat(interface: &str) -> String {
+    format!("table inet {NAT_TABLE} {{
+  map blocks {{ type ipv4_addr : interval ipv4_addr . inet_service; }}
+  map sites {{ type ipv4_addr : interval ipv4_addr . inet_service; flags interval; }}
+  map forwards {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; counter; }}
+  map forwards_any {{ type inet_proto . inet_service : ipv4_addr . inet_service; counter; }}
+  chain prerouting {{ type nat hook prerouting priority dstnat - 5;
+    meta l4proto {{ tcp, udp }} dnat ip to meta l4proto . ip daddr . th dport map @forwards
+    fib daddr type local meta l4proto {{ tcp, udp }} dnat ip to meta l4proto . th dport map @forwards_any
+  }}
+  chain postrouting {{ type nat hook postrouting priority srcnat - 5;
+    iifname \"{interface}\" oifname != \"{interface}\" meta l4proto {{ tcp, udp, udplite, icmp, sctp }} snat ip to ip saddr map @blocks
+    iifname \"{interface}\" oifname != \"{interface}\" meta l4proto {{ tcp, udp, udplite, icmp, sctp }} snat ip to ip saddr map @sites
+    iifname \"{interface}\" oifname \"{interface}\" ct status dnat meta l4proto {{ tcp, udp }} snat ip to ip saddr map @blocks
+  }}
+}}
+")
 }
 
 /// Ports that clients come in by, as far as nobody else has them.
@@ -81,7 +107,7 @@ fn is_local6(net: &Ipv6Net) -> bool {
 ///   would leave are refused at once, so that clients fall back to IPv4 instead of waiting.
 #[must_use]
 pub fn render(gateway: &Gateway) -> String {
-    let Gateway { table, interface, pools, prefixes, client_to_client, entrances } = gateway;
+    let Gateway { table, interface, pools, prefixes, client_to_client, entrances, nat } = gateway;
     let inner = |nets: &[IpNet]| {
         let v4: Vec<Ipv4Net> =
             nets.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect();
@@ -124,6 +150,9 @@ pub fn render(gateway: &Gateway) -> String {
             line(8, &format!("iifname \"{interface}\" oifname \"{interface}\" {family} daddr {nets} accept"));
         }
     }
+    if nat.is_some() {
+        line(8, &format!("oifname \"{interface}\" ct status dnat accept"));
+    }
     if *client_to_client {
         line(8, &format!("iifname \"{interface}\" oifname \"{interface}\" accept"));
     }
@@ -139,7 +168,12 @@ pub fn render(gateway: &Gateway) -> String {
     line(4, "}");
     line(4, "chain postrouting {");
     line(8, "type nat hook postrouting priority srcnat; policy accept;");
-    if let Some(nets) = set(&masked) {
+    if nat.is_some() {
+        line(
+            8,
+            &format!("iifname \"{interface}\" oifname != \"{interface}\" meta nfproto ipv4 counter drop"),
+        );
+    } else if let Some(nets) = set(&masked) {
         let leaving = format!("iifname \"{interface}\" oifname != \"{interface}\" ip saddr {nets}");
         if let Some(ports) = source_ports(entrances) {
             let (from, to) = ports.into_inner();
@@ -212,6 +246,7 @@ mod tests {
             prefixes: vec![],
             client_to_client: false,
             entrances: vec![],
+            nat: None,
         }
     }
 

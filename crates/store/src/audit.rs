@@ -18,7 +18,7 @@ use crate::fault::StoreFault;
 use crate::id::GatewayId;
 use crate::model::Change;
 use crate::page::{Cursor, Listed, Page};
-use crate::sqlite::{AuditText, Sql};
+use crate::sqlite::{AuditText, Durability, Sql};
 use crate::store::{Store, bounded};
 use crate::time::Timestamp;
 
@@ -105,6 +105,20 @@ impl Store {
         detail: Value,
     ) -> Result<(), StoreFault> {
         self.change(change, |_| Ok(((), Some(Entry::new(action, subject, detail)))))
+    }
+
+    /// Adds such rows for several things, subject and detail of each: all of them or none.
+    pub fn record_all(
+        &self,
+        change: &Change<'_>,
+        action: &'static str,
+        entries: impl IntoIterator<Item = (String, Value)>,
+    ) -> Result<(), StoreFault> {
+        self.write(Durability::Now, |sql| {
+            let mut entries = entries.into_iter();
+            entries
+                .try_for_each(|(subject, detail)| append(sql, change, &Entry::new(action, subject, detail)))
+        })
     }
 
     /// The audit trail of this gateway, newest row first.

@@ -9,11 +9,11 @@ use serde_json::json;
 use crate::audit::Entry;
 use crate::devices::{full_name, usable};
 use crate::fault::{ChangeFault, StoreFault};
-use crate::id::{self, DeviceId, ForwardId};
+use crate::id::{self, DeviceId, ForwardId, UserId};
 use crate::model::Change;
 use crate::name::Name;
 use crate::page::{Cursor, Listed, Page};
-use crate::sqlite::Sql;
+use crate::sqlite::{Durability, Sql};
 use crate::store::Store;
 use crate::time::Timestamp;
 use crate::trail::TrailTable;
@@ -66,9 +66,9 @@ impl FromStr for ForwardProtocol {
 pub struct NewForward<'a> {
     /// Whose port it will be.
     pub device: DeviceId,
-    /// The protocol.
-    pub protocol: ForwardProtocol,
-    /// The port of the gateway; `None` for any free one of `ports`.
+    /// The protocols, which get one and the same port.
+    pub protocols: &'a [ForwardProtocol],
+    /// The port of the gateway; `None` for any of `ports` that is free in all protocols.
     pub port: Option<u16>,
     /// The device's own port.
     pub to_port: u16,
@@ -76,7 +76,7 @@ pub struct NewForward<'a> {
     pub expires: Option<Timestamp>,
     /// The ports that may be forwarded.
     pub ports: &'a PortSet,
-    /// How many a user may have, over all devices.
+    /// How many ports a user may have, over all devices.
     pub per_user: u32,
 }
 
@@ -118,7 +118,9 @@ pub struct ForwardRow {
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardFault {
     /// The port is another's.
-    #[error("{protocol} port {port} is forwarded to {owner} already; choose another, or none for any free one")]
+    #[error(
+        "{protocol} port {port} is forwarded to {owner} already; choose another, or none for any free one"
+    )]
     Taken {
         /// The protocol.
         protocol: ForwardProtocol,
@@ -136,15 +138,15 @@ pub enum ForwardFault {
         ports: PortSet,
     },
     /// All ports are taken.
-    #[error("all {protocol} ports of {ports} are forwarded; widen [forward] ports, or remove forwards")]
+    #[error("all ports of {ports} are forwarded; widen [forward] ports, or remove forwards")]
     Full {
-        /// The protocol.
-        protocol: ForwardProtocol,
         /// The ports.
         ports: PortSet,
     },
     /// The user has as many as a user may have.
-    #[error("{user} has {limit} forwards, as many as a user may have; remove one, or raise [forward] per_user")]
+    #[error(
+        "{user} has {limit} forwarded ports, as many as a user may have; remove one, or raise [forward] per_user"
+    )]
     TooMany {
         /// The user.
         user: Name,
@@ -169,39 +171,59 @@ impl From<StoreFault> for ForwardFault {
 }
 
 impl Store {
-    /// Forwards a port to a device that is not revoked.
-    pub fn add_forward(&self, change: &Change<'_>, new: &NewForward<'_>) -> Result<Forward, ForwardFault> {
-        let NewForward { device, protocol, to_port, expires, ports, per_user, .. } = *new;
+    /// Forwards a port to a device that is not revoked: a forward for each protocol, or none at all.
+    pub fn add_forward(
+        &self,
+        change: &Change<'_>,
+        new: &NewForward<'_>,
+    ) -> Result<Vec<Forward>, ForwardFault> {
+        let NewForward { device, protocols, to_port, expires, ports, per_user, .. } = *new;
         if to_port == 0 {
             return Err(ForwardFault::NoPort);
         }
         if expires.is_some_and(|expires| expires <= change.now) {
             return Err(ForwardFault::Expired);
         }
-        self.change(change, |sql| {
+        self.write(Durability::Now, |sql| {
             let device = usable(sql, device)?;
-            if sql.open_forwards_of_user(device.user)? >= u64::from(per_user) {
+            let port = match new.port {
+                Some(port) => offered(sql, protocols, port, ports)?,
+                None => any_free(sql, protocols, ports)?,
+            };
+            if sql.forwarded_ports_of_user(device.user, port)? >= u64::from(per_user) {
                 let user = crate::users::present(sql, device.user)?.name;
                 return Err(ForwardFault::TooMany { user, limit: per_user });
             }
-            let port = match new.port {
-                Some(port) => offered(sql, protocol, port, ports)?,
-                None => any_free(sql, protocol, ports)?,
+            let add = |protocol: &ForwardProtocol| {
+                let protocol = *protocol;
+                // Not before the port's last owner has gone, whatever the clock says.
+                let last = sql.last_forward(protocol, port)?.and_then(|last| last.ended);
+                let started = last.map_or(change.now, |last| last.max(change.now));
+                let (id, seq, device_id) = (ForwardId::random()?, sql.next_seq(), device.id);
+                let forward = Forward {
+                    id,
+                    seq,
+                    device: device_id,
+                    protocol,
+                    port,
+                    to_port,
+                    started,
+                    expires,
+                    ended: None,
+                };
+                sql.insert_forward(&forward)?;
+                let detail = json!({
+                    "id": id, "protocol": protocol, "port": port, "to_port": to_port,
+                    "expires_ms": expires.map(Timestamp::as_millis),
+                });
+                crate::audit::append(
+                    sql,
+                    change,
+                    &Entry::new("forward.add", full_name(sql, &device)?, detail),
+                )?;
+                Ok(forward)
             };
-            // Not before the port's last owner has gone, whatever the clock says.
-            let last = sql.last_forward(protocol, port)?.and_then(|last| last.ended);
-            let started = last.map_or(change.now, |last| last.max(change.now));
-            let (id, seq) = (ForwardId::random()?, sql.next_seq());
-            let device_id = device.id;
-            let forward = Forward {
-                id, seq, device: device_id, protocol, port, to_port, started, expires, ended: None,
-            };
-            sql.insert_forward(&forward)?;
-            let detail = json!({
-                "id": id, "protocol": protocol, "port": port, "to_port": to_port,
-                "expires_ms": expires.map(Timestamp::as_millis),
-            });
-            Ok((forward, Some(Entry::new("forward.add", full_name(sql, &device)?, detail))))
+            protocols.iter().map(add).collect()
         })
     }
 
@@ -210,11 +232,16 @@ impl Store {
         self.read(|sql| sql.forward(id))
     }
 
-    /// The open forwards by protocol and port.
-    pub fn forwards(&self, page: &Page) -> Result<Listed<ForwardRow>, StoreFault> {
+    /// The open forward with this id, with the names of its user and device.
+    pub fn forward_row(&self, id: ForwardId) -> Result<Option<ForwardRow>, StoreFault> {
+        self.read(|sql| sql.forward_row(id))
+    }
+
+    /// The open forwards of a user, or of all, by protocol and port.
+    pub fn forwards(&self, user: Option<UserId>, page: &Page) -> Result<Listed<ForwardRow>, StoreFault> {
         let ([protocol, port], limit) = (page.text_keys()?, page.limit());
         let port = if port.is_empty() { 0 } else { port.parse().map_err(|_| StoreFault::Cursor)? };
-        let rows = self.read(|sql| sql.forwards_after(protocol, port, limit + 1))?;
+        let rows = self.read(|sql| sql.forwards_after(user, protocol, port, limit + 1))?;
         Ok(Listed::new(rows, limit, |row: &ForwardRow| {
             Cursor::at(&[row.forward.protocol.as_str(), &row.forward.port.to_string()])
         }))
@@ -236,7 +263,7 @@ impl Store {
 
     /// Ends the forwards whose time is over, each at that time; gives them.
     pub fn expire_forwards(&self, change: &Change<'_>) -> Result<Vec<Forward>, StoreFault> {
-        self.write(crate::sqlite::Durability::Now, |sql| {
+        self.write(Durability::Now, |sql| {
             let expired = sql.expired_forwards(change.now)?;
             for forward in &expired {
                 let at = forward.expires.unwrap_or(change.now);
@@ -270,12 +297,7 @@ pub(crate) fn renew(sql: &Sql<'_>, forwards: &[Forward], now: Timestamp) -> Resu
     Ok(done)
 }
 
-fn end(
-    sql: &Sql<'_>,
-    forward: &Forward,
-    at: Timestamp,
-    action: &'static str,
-) -> Result<Entry, StoreFault> {
+fn end(sql: &Sql<'_>, forward: &Forward, at: Timestamp, action: &'static str) -> Result<Entry, StoreFault> {
     sql.end_record(TrailTable::Forwards, forward.seq, at.max(forward.started))?;
     let subject = match sql.device(forward.device)? {
         Some(device) => full_name(sql, &device)?,
@@ -285,33 +307,37 @@ fn end(
     Ok(Entry::new(action, subject, detail))
 }
 
+/// The port, if it may be forwarded and is in none of the protocols.
 fn offered(
     sql: &Sql<'_>,
-    protocol: ForwardProtocol,
+    protocols: &[ForwardProtocol],
     port: u16,
     ports: &PortSet,
 ) -> Result<u16, ForwardFault> {
     if !ports.contains(port) {
         return Err(ForwardFault::NotOffered { port, ports: ports.clone() });
     }
-    match sql.last_forward(protocol, port)?.filter(|last| last.ended.is_none()) {
-        None => Ok(port),
-        Some(forward) => {
-            let owner = sql.device(forward.device)?.map(|device| full_name(sql, &device)).transpose()?;
-            let owner = owner.unwrap_or_else(|| forward.device.to_string());
-            Err(ForwardFault::Taken { protocol, port, owner })
-        }
+    for protocol in protocols {
+        let last = sql.last_forward(*protocol, port)?;
+        let Some(forward) = last.filter(|last| last.ended.is_none()) else { continue };
+        let owner = sql.device(forward.device)?.map(|device| full_name(sql, &device)).transpose()?;
+        let owner = owner.unwrap_or_else(|| forward.device.to_string());
+        return Err(ForwardFault::Taken { protocol: *protocol, port, owner });
     }
+    Ok(port)
 }
 
-/// A free port that nobody can guess.
-fn any_free(sql: &Sql<'_>, protocol: ForwardProtocol, ports: &PortSet) -> Result<u16, ForwardFault> {
-    let taken: PortSet = sql.forwarded_ports(protocol)?.into_iter().collect();
+/// A port that is free in all protocols and that nobody can guess.
+fn any_free(sql: &Sql<'_>, protocols: &[ForwardProtocol], ports: &PortSet) -> Result<u16, ForwardFault> {
+    let mut taken = PortSet::default();
+    for protocol in protocols {
+        taken = taken.either(&sql.forwarded_ports(*protocol)?.into_iter().collect());
+    }
     let free = ports.without(&taken);
     // The remainder favours none by more than one part in 2^47.
     let place = u64::from_be_bytes(id::random_octets()?).checked_rem(free.count() as u64);
     let port = place.and_then(|place| free.iter().nth(place as usize));
-    port.ok_or_else(|| ForwardFault::Full { protocol, ports: ports.clone() })
+    port.ok_or_else(|| ForwardFault::Full { ports: ports.clone() })
 }
 
 #[cfg(test)]

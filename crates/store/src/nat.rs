@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use adit_plan::nat::{Block, Blocks, Choice, Layout, Replan};
-use adit_plan::pool::Allocator;
+use adit_plan::pool::{Allocator, Pools};
 
 use crate::epochs::{Epochs, main_block};
 use crate::fault::StoreFault;
@@ -127,8 +127,12 @@ impl Store {
                 }
                 _ => nat.take(),
             };
-            let outside = outside(&db.sql(), allocator.as_ref())?;
-            return Ok(Replanned { kept: nat.as_ref().map_or(0, |nat| nat.blocks.in_use() as usize), outside, ..Default::default() });
+            let outside = outside(&db.sql(), allocator.as_ref().map(Allocator::pools))?;
+            return Ok(Replanned {
+                kept: nat.as_ref().map_or(0, |nat| nat.blocks.in_use() as usize),
+                outside,
+                ..Default::default()
+            });
         }
         let (plan, read, next) = db.transaction(Durability::Now, |sql| {
             let plan = plan(sql, allocator.as_ref(), epochs, nat.as_ref(), layout)?;
@@ -155,7 +159,11 @@ impl Store {
         if state.epochs.last().and_then(|epoch| epoch.layout.as_ref()) == Some(layout) {
             let open = open_leases(&sql, &state.epochs)?;
             let kept = open.iter().filter(|open| open.main.is_some()).count();
-            return Ok(Replanned { kept, outside: outside(&sql, state.allocator.as_ref())?, ..Default::default() });
+            return Ok(Replanned {
+                kept,
+                outside: outside(&sql, state.allocator.as_ref().map(Allocator::pools))?,
+                ..Default::default()
+            });
         }
         let plan = plan(&sql, state.allocator.as_ref(), &state.epochs, state.nat.as_ref(), Some(layout))?;
         Ok(plan.told)
@@ -169,12 +177,20 @@ impl Store {
     /// Open leases with an address that is in no pool any more. None while no pools are set.
     pub fn outside_pools(&self) -> Result<Vec<LeaseRecord>, StoreFault> {
         let state = self.state();
-        outside(&state.db.sql(), state.allocator.as_ref())
+        outside(&state.db.sql(), state.allocator.as_ref().map(Allocator::pools))
+    }
+
+    /// Open leases with an address that is in none of these pools.
+    pub fn outside_of(&self, pools: &Pools) -> Result<Vec<LeaseRecord>, StoreFault> {
+        outside(&self.state().db.sql(), Some(pools))
     }
 
     /// The ranges that open leases have left and that are still theirs.
     pub fn quarantined(&self) -> Result<Vec<Quarantined>, StoreFault> {
         let state = self.state();
+        if state.nat.as_ref().is_none_or(|nat| nat.blocks.quarantined().next().is_none()) {
+            return Ok(Vec::new());
+        }
         let open = open_leases(&state.db.sql(), &state.epochs)?;
         let left = |open: &Open| {
             let owner = open.owner;
@@ -253,7 +269,11 @@ pub(crate) struct Open {
 
 impl Open {
     /// Reads the blocks of an open lease, if it has an address that could have one.
-    pub(crate) fn read(sql: &Sql<'_>, epochs: &Epochs, lease: LeaseRecord) -> Result<Option<Self>, StoreFault> {
+    pub(crate) fn read(
+        sql: &Sql<'_>,
+        epochs: &Epochs,
+        lease: LeaseRecord,
+    ) -> Result<Option<Self>, StoreFault> {
         let Some(inner) = lease.inner.v4 else { return Ok(None) };
         let LeaseRecord { id, device, session, seq, started, .. } = lease;
         let owner = BlockOwner { lease: id, device, session, inner };
@@ -263,7 +283,8 @@ impl Open {
             (Self { owner, lease: seq, started, main: None, left: Vec::new() }, rows.into_iter());
         while let Some(row) = rows.find(|row| row.ended.is_none()) {
             let block = epochs.block(&row);
-            let block = block.ok_or_else(|| sql.damaged(format!("the block at place {} has no epoch", row.seq)))?;
+            let block =
+                block.ok_or_else(|| sql.damaged(format!("the block at place {} has no epoch", row.seq)))?;
             if main == Some(row) {
                 open.main = Some((row, block));
             } else {
@@ -341,8 +362,8 @@ pub(crate) fn all_open(sql: &Sql<'_>) -> Result<Vec<LeaseRecord>, StoreFault> {
     }
 }
 
-fn outside(sql: &Sql<'_>, allocator: Option<&Allocator>) -> Result<Vec<LeaseRecord>, StoreFault> {
-    let Some(pools) = allocator.map(Allocator::pools) else { return Ok(Vec::new()) };
+fn outside(sql: &Sql<'_>, pools: Option<&Pools>) -> Result<Vec<LeaseRecord>, StoreFault> {
+    let Some(pools) = pools else { return Ok(Vec::new()) };
     let mut outside = all_open(sql)?;
     outside.retain(|lease| {
         let v4 = lease.inner.v4.is_some_and(|v4| !pools.leases(v4.into()));
@@ -391,8 +412,7 @@ fn plan(
     layout: Option<&Layout>,
 ) -> Result<Plan, StoreFault> {
     let open = open_leases(sql, epochs)?;
-    let with_block: Vec<_> =
-        open.iter().filter_map(|open| Some((open.owner.inner, open.block()?))).collect();
+    let with_block: Vec<_> = open.iter().filter_map(|open| Some((open.owner.inner, open.block()?))).collect();
     let old = match (nat, epochs.last().and_then(|epoch| epoch.layout.clone())) {
         (Some(nat), _) => Some(nat.blocks.clone()),
         (None, Some(layout)) => Some(remembering(layout, epochs, &open, sql)?),
@@ -408,7 +428,11 @@ fn plan(
     };
     let mut plan = Plan {
         blocks: None,
-        told: Replanned { changed: true, outside: outside(sql, allocator)?, ..Default::default() },
+        told: Replanned {
+            changed: true,
+            outside: outside(sql, allocator.map(Allocator::pools))?,
+            ..Default::default()
+        },
         open: open.into_iter().map(|open| (open.owner.inner, open)).collect(),
         ending: Vec::new(),
         beginning: Vec::new(),
@@ -436,7 +460,11 @@ impl Plan {
             housed.insert(change.inner);
             self.beginning.push((change.inner, change.number));
             let owner = self.open.get(&change.inner).map(|open| open.owner);
-            self.told.moved.extend(owner.map(|owner| Moved { owner, from: Some(change.from), to: change.to }));
+            self.told.moved.extend(owner.map(|owner| Moved {
+                owner,
+                from: Some(change.from),
+                to: change.to,
+            }));
         }
         let mut ended = HashSet::new();
         for (inner, range) in homeless {
@@ -492,7 +520,8 @@ impl Plan {
 
 /// The blocks of an open layout, anew from the trail.
 pub(crate) fn reread(sql: &Sql<'_>, epochs: &Epochs) -> Result<Option<Nat>, StoreFault> {
-    let Some((epoch, layout)) = epochs.last().and_then(|epoch| Some((epoch.seq, epoch.layout.clone()?))) else {
+    let Some((epoch, layout)) = epochs.last().and_then(|epoch| Some((epoch.seq, epoch.layout.clone()?)))
+    else {
         return Ok(None);
     };
     let open = open_leases(sql, epochs)?;

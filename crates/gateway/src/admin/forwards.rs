@@ -19,7 +19,9 @@ impl Admin {
     pub async fn add_forward(&self, request: AddForward) -> Result<ForwardList, Problem> {
         let loaded = self.loaded();
         let Some(config) = &loaded.config.forward else {
-            return Err(conflict("no ports are forwarded here: add [forward] to the configuration and reload"));
+            return Err(conflict(
+                "no ports are forwarded here: add [forward] to the configuration and reload",
+            ));
         };
         let device = self.find_device(&request.user, &request.device)?;
         let change = self.change();
@@ -27,30 +29,24 @@ impl Admin {
             let millis = i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
             Timestamp::from_millis(change.now.as_millis().saturating_add(millis))
         });
-        let new = |protocol, port| NewForward {
+        use adit_store::ForwardProtocol::{Tcp, Udp};
+        let new = NewForward {
             device: device.id,
-            protocol,
-            port,
+            protocols: match request.protocol {
+                ForwardProtocol::Tcp => &[Tcp],
+                ForwardProtocol::Udp => &[Udp],
+                ForwardProtocol::Both => &[Tcp, Udp],
+            },
+            port: request.port,
             to_port: request.to,
             expires,
             ports: &config.ports,
             per_user: config.per_user.into(),
         };
-        use adit_store::ForwardProtocol::{Tcp, Udp};
-        let added = match request.protocol {
-            ForwardProtocol::Tcp => vec![self.store.add_forward(&change, &new(Tcp, request.port)).map_err(fault)?],
-            ForwardProtocol::Udp => vec![self.store.add_forward(&change, &new(Udp, request.port)).map_err(fault)?],
-            ForwardProtocol::Both => {
-                self.store.add_forwards(&change, &new(Tcp, request.port), &[Tcp, Udp]).map_err(fault)?
-            }
-        };
+        let added = self.store.add_forward(&change, &new).map_err(fault)?;
         self.follow_forwards(device.id, Vec::new()).await?;
-        let names = |forward| ForwardRow {
-            forward,
-            user: device_user(&request),
-            device: device.name.clone(),
-        };
-        self.list(added.into_iter().map(names).collect(), None)
+        let rows = added.iter().filter_map(|added| self.store.forward_row(added.id).transpose());
+        self.list(rows.collect::<Result<_, _>>().map_err(internal)?, None)
     }
 
     /// Forwarded ports, of one user or all, or a page of them.
@@ -96,8 +92,12 @@ impl Admin {
         let addresses = places.map(|places| places.addresses.clone()).unwrap_or_default();
         let forwards = rows.into_iter().map(|row| {
             let ForwardRow { forward, user, device } = row;
-            let counted = |way: &Way| places.map(|places| keys(way, places)).unwrap_or_default();
-            let mut found = forward_ways(&forward).iter().flat_map(counted).filter_map(|key| open.get(&key)).peekable();
+            let counted = |way| places.map(|places| keys(&way, places)).unwrap_or_default();
+            let mut found = forward_ways(&forward)
+                .into_iter()
+                .flat_map(counted)
+                .filter_map(|key| open.get(&key))
+                .peekable();
             Forward {
                 id: forward.id.to_string(),
                 user: user.to_string(),
@@ -130,7 +130,9 @@ fn counts(live: &Live, places: &Forwards) -> Result<HashMap<Key, u64>, Problem> 
 fn fault(fault: ForwardFault) -> Problem {
     match fault {
         ForwardFault::Change(fault) => refused(fault),
-        ForwardFault::Taken { .. } | ForwardFault::Full { .. } | ForwardFault::TooMany { .. } => conflict(fault),
+        ForwardFault::Taken { .. } | ForwardFault::Full { .. } | ForwardFault::TooMany { .. } => {
+            conflict(fault)
+        }
         _ => invalid(fault),
     }
 }

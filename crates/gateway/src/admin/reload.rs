@@ -113,7 +113,7 @@ impl Admin {
     fn foresee(&self, replan: &Replan, difference: &mut Difference) -> Result<(), adit_store::StoreFault> {
         let (Some(_), Some(layout)) = (self.live(), &replan.layout) else { return Ok(()) };
         let mut replanned = self.store.plan_nat(layout)?;
-        replanned.outside = self.store.open_outside(&replan.pools)?;
+        replanned.outside = self.store.outside_of(&replan.pools)?;
         difference.live.extend(described(&self.store, &replanned));
         let homeless = replanned.homeless.iter().filter(|lost| lost.ends).map(|lost| lost.owner.session);
         let ends = homeless.chain(replanned.outside.iter().map(|lease| lease.session));

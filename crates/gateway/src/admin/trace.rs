@@ -90,7 +90,9 @@ impl Admin {
     pub fn blocks(&self, user: Option<&str>) -> Result<BlockList, Problem> {
         let user = user.map(|name| self.user_id(name)).transpose()?;
         let Some(layout) = self.store.nat() else {
-            return Err(super::conflict("there is no [nat] in force: clients leave by the gateway's own ports"));
+            return Err(super::conflict(
+                "there is no [nat] in force: clients leave by the gateway's own ports",
+            ));
         };
         let mut rows = self.store.blocks_now(None).map_err(internal)?;
         let in_use = rows.iter().filter(|row| !row.quarantined).count();
@@ -139,7 +141,10 @@ fn described(found: adit_store::TraceMatch) -> TraceMatch {
         gateway: found.gateway.to_string(),
         user: with(|owner| owner.user_name.to_string()),
         device: with(|owner| owner.device_name.to_string()),
-        certificate_serial: owner.as_ref().and_then(|owner| owner.certificate.as_ref()).map(ToString::to_string),
+        certificate_serial: owner
+            .as_ref()
+            .and_then(|owner| owner.certificate.as_ref())
+            .map(ToString::to_string),
         inner: owner.as_ref().map(|owner| owner.inner),
         block: found.block.map(|block| PortRange { from: block.from, to: block.to }),
         session: with(|owner| owner.session.to_string()),

@@ -6,17 +6,20 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use adit_engine::Handle;
+use adit_host::clock::{Reading, WallClock};
 use adit_store::{Admission, AdmissionFault, Admitted, DeviceId, KeyHash, LeaseFault, Serial, Store};
 
 use super::leases::{Held, forward_ways};
 use super::{Ask, Decision, Login, Parts, Refused, TRY_LATER, identify, no_admission, refusal};
-use crate::clock::{self, Watch};
+use crate::clock;
 use crate::config::TunnelConfig;
 use crate::control::{Control, Message};
 use crate::exit::Exits;
 use crate::sites::Sites;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A clock that is off by fewer milliseconds is as good as any.
+const LEAST_STEP: u32 = 100;
 /// Logins decided together at most: those behind them wait for all of them.
 const TOGETHER: usize = 32;
 
@@ -31,13 +34,22 @@ pub(super) struct Clerk {
     pub(super) held: HashMap<DeviceId, Held>,
     /// The devices of live sessions.
     pub(super) live: HashMap<Handle, DeviceId>,
-    watch: Watch,
+    watch: WallClock,
 }
 
 impl Clerk {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { store, settings, sites, exits, control } = parts;
-        Self { store, settings, sites, exits, control, held: HashMap::new(), live: HashMap::new(), watch: Watch::start() }
+        Self {
+            store,
+            settings,
+            sites,
+            exits,
+            control,
+            held: HashMap::new(),
+            live: HashMap::new(),
+            watch: WallClock::new(Reading::now(), LEAST_STEP),
+        }
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Ask>) {
@@ -93,7 +105,10 @@ impl Clerk {
 
     /// Times of the journal are worth as much as the clock: when that is set, it is written down.
     fn watch_clock(&mut self) {
-        let Some(step) = self.watch.step() else { return };
+        let step = self.watch.step_ms(Reading::now());
+        if step == 0 {
+            return;
+        }
         tracing::warn!(by_ms = step, "the clock was set; traces about this time say how far they may be off");
         if let Err(error) = self.store.clock_stepped(clock::now(), step) {
             tracing::error!(%error, "a step of the clock could not be written down");

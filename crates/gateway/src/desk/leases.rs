@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use adit_engine::Handle;
-use adit_plan::pool::Inner;
 use adit_store::{Admitted, DeviceId, Lease, SessionId, UserId};
 use ipnet::{IpNet, Ipv4Net};
 

@@ -31,10 +31,7 @@ impl Clerk {
     /// Puts other pools and another layout in force. Leases that keep their ports notice nothing.
     pub(super) fn replan(&mut self, replan: &Replan) -> Result<Done, String> {
         let words = |fault: &dyn std::fmt::Display| fault.to_string();
-        let old = Replan {
-            pools: self.store.pools().ok_or("there are no pools")?,
-            layout: self.store.nat(),
-        };
+        let old = Replan { pools: self.store.pools().ok_or("there are no pools")?, layout: self.store.nat() };
         self.store.set_pools(replan.pools.clone()).map_err(|fault| words(&fault))?;
         let replanned = match self.store.set_nat(replan.layout.as_ref(), clock::now()) {
             Ok(replanned) => replanned,
@@ -129,13 +126,18 @@ pub(crate) fn described(store: &Store, replanned: &Replanned) -> Vec<String> {
     for moved in &replanned.moved {
         let whose = name(moved.owner.device);
         words.push(match moved.from {
-            Some(from) => format!("{whose} moves from {from} to {}; its connections stay until they end", moved.to),
+            Some(from) => {
+                format!("{whose} moves from {from} to {}; its connections stay until they end", moved.to)
+            }
             None => format!("{whose} gets {}", moved.to),
         });
     }
     for lost in replanned.homeless.iter().filter(|lost| !ends.contains(&lost.owner.device)) {
         if let Some(block) = lost.block {
-            words.push(format!("{} loses {block} at once, with its connections by it", name(lost.owner.device)));
+            words.push(format!(
+                "{} loses {block} at once, with its connections by it",
+                name(lost.owner.device)
+            ));
         }
     }
     for device in ends {

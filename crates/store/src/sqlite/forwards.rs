@@ -32,6 +32,12 @@ fn forward(row: &Row<'_>) -> rusqlite::Result<Forward> {
     })
 }
 
+/// A row with the names of user and device behind it.
+fn named(row: &Row<'_>) -> rusqlite::Result<ForwardRow> {
+    let (user, device) = (parsed(row, FORWARD_WIDTH)?, parsed(row, FORWARD_WIDTH + 1)?);
+    Ok(ForwardRow { forward: forward(row)?, user, device })
+}
+
 impl Sql<'_> {
     /// The open forward with this id.
     pub(crate) fn forward(&self, id: ForwardId) -> Result<Option<Forward>, StoreFault> {
@@ -50,9 +56,21 @@ impl Sql<'_> {
         self.rows(sql, [], forward)
     }
 
-    /// Open forwards after a protocol and port, with the names of their users and devices.
+    /// The open forward with this id, with the names of its user and device.
+    pub(crate) fn forward_row(&self, id: ForwardId) -> Result<Option<ForwardRow>, StoreFault> {
+        let sql = concat!(
+            "SELECT ",
+            forward_columns!(),
+            ", u.name, d.name FROM forwards f CROSS JOIN devices d ON d.id = f.device_id \
+             CROSS JOIN users u ON u.id = d.user_id WHERE f.id = ?1 AND f.ended IS NULL"
+        );
+        self.first(sql, [id.hex().as_str()], named)
+    }
+
+    /// Open forwards of a user, or of all, after a protocol and port, with the names of their users and devices.
     pub(crate) fn forwards_after(
         &self,
+        user: Option<UserId>,
         protocol: &str,
         port: u16,
         limit: usize,
@@ -62,12 +80,11 @@ impl Sql<'_> {
             forward_columns!(),
             ", u.name, d.name FROM forwards f CROSS JOIN devices d ON d.id = f.device_id \
              CROSS JOIN users u ON u.id = d.user_id WHERE f.ended IS NULL AND (f.protocol, f.port) > (?1, ?2) \
-             ORDER BY f.protocol, f.port LIMIT ?3"
+             AND (?4 IS NULL OR u.id = ?4) ORDER BY f.protocol, f.port LIMIT ?3"
         );
-        self.rows(sql, params![protocol, port, rows(limit)], |row| {
-            let (user, device) = (parsed(row, FORWARD_WIDTH)?, parsed(row, FORWARD_WIDTH + 1)?);
-            Ok(ForwardRow { forward: forward(row)?, user, device })
-        })
+        let user = user.map(|user| user.hex());
+        let user = user.as_ref().map(|user| user.as_str());
+        self.rows(sql, params![protocol, port, rows(limit), user], named)
     }
 
     /// A device's open forwards.
@@ -80,11 +97,11 @@ impl Sql<'_> {
         self.rows(sql, [device.hex().as_str()], forward)
     }
 
-    /// How many open forwards all devices of a user have.
-    pub(crate) fn open_forwards_of_user(&self, user: UserId) -> Result<u64, StoreFault> {
-        let sql = "SELECT count(*) FROM devices d CROSS JOIN forwards f ON f.device_id = d.id AND f.ended IS NULL \
-                   WHERE d.user_id = ?1";
-        let count: Option<u32> = self.first(sql, [user.hex().as_str()], |row| row.get(0))?;
+    /// How many ports other than this one are forwarded to devices of a user.
+    pub(crate) fn forwarded_ports_of_user(&self, user: UserId, but: u16) -> Result<u64, StoreFault> {
+        let sql = "SELECT count(DISTINCT f.port) FROM devices d CROSS JOIN forwards f ON f.device_id = d.id \
+                   AND f.ended IS NULL WHERE d.user_id = ?1 AND f.port <> ?2";
+        let count: Option<u32> = self.first(sql, params![user.hex().as_str(), but], |row| row.get(0))?;
         Ok(count.unwrap_or_default().into())
     }
 
