@@ -157,10 +157,10 @@ fn of_a_call_with_one_bad_change_nothing_takes_effect_and_the_fault_names_it() {
 fn intervals_are_added_beside_each_other_replaced_and_removed() {
     in_namespace(|mut netfilter| {
         let (low, middle, high) = (block(40_000), block(40_064), block(40_128));
-        netfilter.change_elements(&[interval("10.1.1.0", Some("10.1.2.0"), middle.clone())]).unwrap();
+        netfilter.change_elements(&[interval("10.1.1.0", Some("10.1.2.0"), middle)]).unwrap();
         netfilter.change_elements(&[interval("10.1.2.0", Some("10.1.3.128"), high.clone())]).unwrap();
         netfilter.change_elements(&[interval("10.1.0.0", Some("10.1.1.0"), low.clone())]).unwrap();
-        netfilter.change_elements(&[interval("255.0.0.0", None, low.clone())]).unwrap();
+        netfilter.change_elements(&[interval("255.0.0.0", None, low)]).unwrap();
         assert_eq!(
             printed("sites"),
             [
