@@ -40,7 +40,7 @@ const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
 /// For up to so many addresses the kernel goes through all connections twice each; for more it lists all once.
-const FEW: usize = 4;
+const FEW: usize = 3;
 
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -234,7 +234,7 @@ fn forgetting_among_a_hundred_thousand_is_measured() {
         let nobody = |count: u8| -> Vec<IpAddr> {
             (0..count).map(|number| IpAddr::from([172, 16, 0, number])).collect()
         };
-        for count in [1, 4, 5, 100] {
+        for count in [1, 3, 4, 100] {
             let nobody = nobody(count);
             timed(&format!("forget {count} without connections"), &mut |netfilter| {
                 netfilter.forget_connections(&nobody).unwrap();

@@ -17,7 +17,8 @@ use crate::netfilter::{Message, Netfilter};
 use crate::netlink::NetlinkFault;
 use crate::netlink::connection::{Failure, ignore};
 
-/// Up to so many changes of one set look for their own elements, and more of them read the whole set.
+/// Up to so many changes of one set look first what is there of it. More of them do so when they are refused only: to
+/// look takes longer than to change.
 const FEW: usize = 256;
 
 /// A change of a set or map in a table of the family `inet`.
@@ -161,6 +162,11 @@ impl Change {
         }
     }
 
+    /// Whether what was there before goes.
+    fn removes(&self) -> bool {
+        matches!(self, Self::Remove { .. } | Self::Replace { .. } | Self::RemoveInterval { .. })
+    }
+
     /// What is to be there afterwards.
     fn data(&self) -> Option<&Vec<u8>> {
         match self {
@@ -216,11 +222,11 @@ fn difference(changes: &[&Change], mut present: HashMap<Place, Vec<u8>>) -> Diff
             Outcome { after: before.clone(), before, replaced: false }
         });
         outcome.after = change.data().cloned();
-        outcome.replaced |= matches!(change, Change::Replace { .. });
+        outcome.replaced |= change.removes();
     }
     let mut difference = Difference::default();
     for (place, Outcome { before, after, replaced }) in outcomes {
-        if before == after && !replaced {
+        if before == after && (before.is_none() || !replaced) {
             continue;
         }
         if before.is_some() {
@@ -231,6 +237,26 @@ fn difference(changes: &[&Change], mut present: HashMap<Place, Vec<u8>>) -> Diff
         }
     }
     difference
+}
+
+fn has_intervals(changes: &[&Change]) -> bool {
+    changes.iter().any(|change| matches!(change.place(), Place::Interval { .. }))
+}
+
+/// What is most likely there: what is to go, and nothing else. Not for intervals, of which the kernel takes the
+/// beginning of one and the end of another for the same.
+fn assume(changes: &[&Change]) -> HashMap<Place, Vec<u8>> {
+    let mut first = HashMap::new();
+    for change in changes {
+        first.entry(change.place()).or_insert(change.removes());
+    }
+    first.into_iter().filter(|(_, removes)| *removes).map(|(place, _)| (place, Vec::new())).collect()
+}
+
+/// The kernel refuses a whole batch for what is gone or there already.
+fn is_about_what_is_there(fault: &NetlinkFault) -> bool {
+    let about = [Errno::NOENT, Errno::EXIST, Errno::BUSY, Errno::NOTEMPTY];
+    matches!(fault, NetlinkFault::Refused { errno, .. } if about.contains(errno))
 }
 
 impl Netfilter {
@@ -244,39 +270,54 @@ impl Netfilter {
         for change in changes {
             sets.entry((&change.table, &change.set)).or_default().push(&change.change);
         }
+        let sure = sets.values().all(|changes| changes.len() <= FEW);
+        match self.attempt(&sets, !sure) {
+            Err(fault) if !sure && is_about_what_is_there(&fault) => self.attempt(&sets, false),
+            result => result,
+        }
+    }
+
+    /// Changes what has to be changed, in one batch. What is there is looked up, or `assumed` where that takes long.
+    fn attempt(
+        &mut self,
+        sets: &BTreeMap<(&str, &str), Vec<&Change>>,
+        assumed: bool,
+    ) -> Result<(), NetlinkFault> {
         let mut batch = Vec::new();
-        for ((table, set), changes) in sets {
-            let present = self.present(table, set, &changes)?;
-            let difference = difference(&changes, present);
+        for (&(table, set), changes) in sets {
+            let present = if changes.len() <= FEW {
+                self.present(table, set, changes)?
+            } else if assumed && !has_intervals(changes) {
+                assume(changes)
+            } else {
+                self.all_present(table, set, changes)?
+            };
+            let difference = difference(changes, present);
             for adding in [false, true] {
                 batch.extend(wire::changes(table, set, adding, &difference)?);
             }
         }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let last = batch.len();
+        if batch.is_empty() { Ok(()) } else { self.send(&batch) }
+    }
+
+    fn send(&mut self, batch: &[wire::Part]) -> Result<(), NetlinkFault> {
         let around = |ends| (wire::batch_edge(ends), NLM_F_REQUEST);
         let messages = batch.iter().enumerate().map(|(place, part)| {
             let flags = NLM_F_REQUEST
                 | if part.adding { NLM_F_CREATE } else { 0 }
-                | if place + 1 == last { NLM_F_ACK } else { 0 };
+                | if place + 1 == batch.len() { NLM_F_ACK } else { 0 };
             (part.message.clone(), flags)
         });
         let messages = std::iter::once(around(false)).chain(messages).chain([around(true)]);
-        match self.connection.exchange(messages, ignore::<Message>) {
-            Ok(_) => Ok(()),
-            Err(failure) => {
-                let operation = match &failure {
-                    // The first message only begins the batch.
-                    Failure::Kernel { at, .. } => {
-                        at.message.checked_sub(1).and_then(|place| batch.get(place)?.about(at.offset))
-                    }
-                    _ => None,
-                };
-                Err(failure.about(operation.unwrap_or_else(|| "nft change elements".to_owned())))
+        let Err(failure) = self.connection.exchange(messages, ignore::<Message>) else { return Ok(()) };
+        let operation = match &failure {
+            // The first message only begins the batch.
+            Failure::Kernel { at, .. } => {
+                at.message.checked_sub(1).and_then(|place| batch.get(place)?.about(at.offset))
             }
-        }
+            _ => None,
+        };
+        Err(failure.about(operation.unwrap_or_else(|| "nft change elements".to_owned())))
     }
 
     /// All elements of a set or map in a table of the family `inet`, single keys in no order.
@@ -291,7 +332,7 @@ impl Netfilter {
             .map_err(|failure| failure.about(format!("nft list elements inet {table} {set}")))
     }
 
-    /// What is there of what is about to change: the kernel refuses a whole batch for what is gone or there already.
+    /// What is there of what is about to change, one by one.
     fn present(
         &mut self,
         table: &str,
@@ -299,29 +340,30 @@ impl Netfilter {
         changes: &[&Change],
     ) -> Result<HashMap<Place, Vec<u8>>, NetlinkFault> {
         let mut present = HashMap::new();
-        if changes.len() <= FEW {
-            for change in changes {
-                let place = change.place();
-                let data = self.data_at(table, set, &place).map_err(|failure| {
-                    failure.about(format!("nft get element inet {table} {set} {place}"))
-                })?;
-                present.extend(data.map(|data| (place, data)));
-            }
-            return Ok(present);
+        for change in changes {
+            let place = change.place();
+            let data = self
+                .data_at(table, set, &place)
+                .map_err(|failure| failure.about(format!("nft get element inet {table} {set} {place}")))?;
+            present.extend(data.map(|data| (place, data)));
         }
+        Ok(present)
+    }
+
+    /// Everything that is there.
+    fn all_present(
+        &mut self,
+        table: &str,
+        set: &str,
+        changes: &[&Change],
+    ) -> Result<HashMap<Place, Vec<u8>>, NetlinkFault> {
         let elements = match self.elements(table, set) {
-            Err(fault) if fault.is_missing() => return Ok(present),
+            Err(fault) if fault.is_missing() => return Ok(HashMap::new()),
             elements => elements?,
         };
-        let intervals = changes.iter().any(|change| matches!(change.place(), Place::Interval { .. }));
-        present.extend(elements.into_iter().map(|element| {
-            let place = match intervals {
-                true => Place::Interval { from: element.key, end: element.end },
-                false => Place::Key(element.key),
-            };
-            (place, element.data)
-        }));
-        Ok(present)
+        let intervals = has_intervals(changes);
+        let place = |key, end| if intervals { Place::Interval { from: key, end } } else { Place::Key(key) };
+        Ok(elements.into_iter().map(|element| (place(element.key, element.end), element.data)).collect())
     }
 
     /// The data of exactly this element.

@@ -157,10 +157,10 @@ fn of_a_call_with_one_bad_change_nothing_takes_effect_and_the_fault_names_it() {
 fn intervals_are_added_beside_each_other_replaced_and_removed() {
     in_namespace(|mut netfilter| {
         let (low, middle, high) = (block(40_000), block(40_064), block(40_128));
-        netfilter.change_elements(&[interval("10.1.1.0", Some("10.1.2.0"), middle.clone())]).unwrap();
+        netfilter.change_elements(&[interval("10.1.1.0", Some("10.1.2.0"), middle)]).unwrap();
         netfilter.change_elements(&[interval("10.1.2.0", Some("10.1.3.128"), high.clone())]).unwrap();
         netfilter.change_elements(&[interval("10.1.0.0", Some("10.1.1.0"), low.clone())]).unwrap();
-        netfilter.change_elements(&[interval("255.0.0.0", None, low.clone())]).unwrap();
+        netfilter.change_elements(&[interval("255.0.0.0", None, low)]).unwrap();
         assert_eq!(
             printed("sites"),
             [
@@ -204,6 +204,30 @@ fn intervals_are_added_beside_each_other_replaced_and_removed() {
 }
 
 #[test]
+fn of_many_intervals_only_those_that_are_there_are_removed() {
+    in_namespace(|mut netfilter| {
+        let two = [
+            interval("10.1.0.0", Some("10.1.1.0"), block(40_000)),
+            interval("10.1.1.0", Some("10.1.2.0"), block(40_064)),
+        ];
+        netfilter.change_elements(&two).unwrap();
+        let others = (0..300u16).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let (from, end) = (vec![11, high, low, 0], Some(vec![11, high, low, 128]));
+            of("sites", Change::AddInterval { from, end, data: block(40_128) })
+        });
+        let both = no_interval("10.1.0.0", Some("10.1.2.0"));
+        netfilter.change_elements(&others.chain([both]).collect::<Vec<_>>()).unwrap();
+
+        let there = netfilter.elements("adit_nat", "sites").unwrap();
+
+        assert_eq!(there.len(), 302);
+        assert_eq!(there[0].end, Some(key("10.1.1.0")));
+        assert_eq!(there[1].end, Some(key("10.1.2.0")));
+    });
+}
+
+#[test]
 fn counters_are_read_with_their_elements() {
     in_namespace(|mut netfilter| {
         let there = of("met", Change::Add { key: vec![127, 0, 0, 1], data: Vec::new() });
@@ -234,6 +258,38 @@ fn counters_are_read_with_their_elements() {
         let replace = of("met", Change::Replace { key: vec![127, 0, 0, 1], data: Vec::new() });
         netfilter.change_elements(&[replace]).unwrap();
         assert_eq!(counted(&mut netfilter), (0, 0));
+    });
+}
+
+#[test]
+fn a_long_call_may_find_its_elements_there_or_gone() {
+    in_namespace(|mut netfilter| {
+        netfilter.change_elements(&[add(numbered(7), block(40_000))]).unwrap();
+        let data = |number: u32| block(40_064 + 64 * u16::try_from(number % 300).unwrap());
+        let long: Vec<_> = (0..300).map(|number| add(numbered(number), data(number))).collect();
+        let none: Vec<_> = (0..310).map(|number| remove(numbered(number))).collect();
+        let met = |change: fn(Vec<u8>) -> Change| -> Vec<_> {
+            (0..300).map(|number| of("met", change(numbered(number)))).collect()
+        };
+
+        netfilter.change_elements(&long).unwrap();
+        let there = sorted(netfilter.elements("adit_nat", "blocks").unwrap());
+        let wanted: Vec<_> = (0..300).map(|number| single(numbered(number), data(number))).collect();
+        assert_eq!(there, wanted);
+
+        netfilter.change_elements(&none).unwrap();
+        netfilter.change_elements(&none).unwrap();
+        assert_eq!(netfilter.elements("adit_nat", "blocks").unwrap(), []);
+        let gone: Vec<_> = none
+            .iter()
+            .map(|change| ElementChange { table: "nosuch".to_owned(), ..change.clone() })
+            .collect();
+        netfilter.change_elements(&gone).unwrap();
+
+        // Elements of a set have no data to differ by.
+        let (go, come) = (|key| Change::Remove { key }, |key| Change::Add { key, data: Vec::new() });
+        netfilter.change_elements(&[met(go), met(come)].concat()).unwrap();
+        assert_eq!(netfilter.elements("adit_nat", "met").unwrap().len(), 300);
     });
 }
 
@@ -283,9 +339,11 @@ fn some_changes() -> impl Strategy<Value = Vec<ElementChange>> {
         )
     });
     // Sixteen intervals beside each other, the last one up to the highest address.
-    let ranged = (0u8..16, data, any::<bool>()).prop_map(|(number, data, adding)| {
+    let ranged = (0u8..16, data, any::<bool>(), 1u8..3).prop_map(|(number, data, adding, wide)| {
         let from = vec![240 + number, 0, 0, 0];
-        let end = (number < 15).then(|| vec![241 + number, 0, 0, 0]);
+        // Two of them together are never there, and are removed all the same.
+        let end = number + if adding { 1 } else { wide };
+        let end = (end < 16).then(|| vec![240 + end, 0, 0, 0]);
         of(
             "sites",
             match adding {
@@ -400,7 +458,14 @@ fn changes_of_elements_are_measured() {
         timed("list 60,000", 9, &mut |netfilter, _| {
             assert_eq!(netfilter.elements("adit_nat", "blocks").unwrap().len(), 60_000);
         });
-        timed("replace 60,000", 1, &mut |netfilter, _| netfilter.change_elements(&replaced).unwrap());
+        timed("add 60,000 that are there with other data", 1, &mut |netfilter, _| {
+            netfilter.change_elements(&replaced).unwrap();
+        });
+        timed("replace 60,000", 1, &mut |netfilter, _| {
+            let replace =
+                |number| of("blocks", Change::Replace { key: numbered(number), data: block(40_000) });
+            netfilter.change_elements(&(0..60_000).map(replace).collect::<Vec<_>>()).unwrap();
+        });
         timed("remove 60,000", 1, &mut |netfilter, _| netfilter.change_elements(&none).unwrap());
         for _ in 0..5 {
             timed("add 60,000", 1, &mut |netfilter, _| netfilter.change_elements(&all).unwrap());
