@@ -34,6 +34,9 @@ pub fn check(path: &Path) -> CheckReport {
         }
         Err(fault) => problems.push(problem("machine", fault, "run `adit check` as root")),
     }
+    if let Err(fault) = config.tunnel.pools() {
+        problems.push(problem("tunnel", fault, "set pool4 or pool6 of [tunnel]"));
+    }
     for message in config.unsupported() {
         let hint = "its ports are checked, and `adit up` refuses to start with it";
         problems.push(problem("unsupported", message, hint));
