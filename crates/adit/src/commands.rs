@@ -5,7 +5,7 @@ use hyper::Method;
 use serde_json::json;
 
 use crate::call::{Api, CallFault, segment};
-use crate::cli::{Ca, Device, Entrance, Identity, Nat, Profile, RouteChoice, Session, TransportChoice, User};
+use crate::cli::{Ca, Device, Entrance, Identity, Profile, RouteChoice, Session, TransportChoice, User};
 use crate::output::{self, bytes, print, table};
 
 /// Everything a command needs.
@@ -202,12 +202,6 @@ impl Context<'_> {
             }
         }
         Ok(())
-    }
-
-    /// `adit nat`
-    pub(crate) async fn nat(&self, command: Nat) -> Outcome {
-        let Nat::Show { user } = command;
-        self.blocks(user.as_deref()).await
     }
 
     /// `adit identity`

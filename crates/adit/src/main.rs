@@ -1,6 +1,7 @@
 //! adit: a VPN and tunnelling gateway. The command line; everything else is in the libraries.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod call;
 mod captured;
 mod classify;
@@ -12,6 +13,7 @@ mod export;
 mod forward;
 mod learn;
 mod moment;
+mod natfw;
 mod output;
 mod terminal;
 mod trace;
@@ -25,7 +27,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 
 use crate::call::{Api, CallFault};
-use crate::cli::{Cli, Command, Init};
+use crate::cli::{Cli, Command, Init, Nat};
 use crate::commands::Context;
 
 /// Refused or failed.
@@ -35,6 +37,9 @@ const NOTHING: u8 = 3;
 
 fn main() -> ExitCode {
     adit_host::limits::share_one_heap();
+    if natfw::is_called() {
+        return natfw::main();
+    }
     let cli = Cli::parse();
     start_log();
     let json = cli.json;
@@ -113,6 +118,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             export::export(config, &options, cli.json)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Nat(Nat::Export(options)) => Ok(natfw::export(config, &options, json)?),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "adit", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -144,7 +150,7 @@ fn call(config: &Path, json: bool, command: Command) -> Result<ExitCode, Failure
             Command::Profile(options) => context.profile(options).await.map(|()| true),
             Command::Session(command) => context.session(command).await.map(|()| true),
             Command::Entrance(command) => context.entrance(command).await.map(|()| true),
-            Command::Nat(command) => context.nat(command).await.map(|()| true),
+            Command::Nat(Nat::Show { user }) => context.blocks(user.as_deref()).await.map(|()| true),
             Command::Forward(command) => context.forward(command).await.map(|()| true),
             Command::Identity(command) => context.identity(command).await.map(|()| true),
             Command::Ca(command) => context.ca(command).await.map(|()| true),

@@ -128,7 +128,7 @@ pub(crate) async fn trace(api: &Api<'_>, options: TraceOptions, json: bool) -> R
     Ok(ExitCode::SUCCESS)
 }
 
-fn nobody(query: &TraceQuery) -> String {
+pub(crate) fn nobody(query: &TraceQuery) -> String {
     let port = query.port.map(|port| format!(" port {port}")).unwrap_or_default();
     format!("adit: nobody had {}{port} at {}", query.address, query.at)
 }

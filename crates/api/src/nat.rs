@@ -130,8 +130,8 @@ pub enum TraceKind {
 pub struct TraceMatch {
     /// By what they were found.
     pub kind: TraceKind,
-    /// The gateway that they came through.
-    pub gateway: String,
+    /// The gateway that they came through; `null` where old rule files answer.
+    pub gateway: Option<String>,
     /// The user; `null` for the gateway itself.
     pub user: Option<String>,
     /// The device.

@@ -34,6 +34,9 @@ pub fn check(path: &Path) -> CheckReport {
         }
         Err(fault) => problems.push(problem("machine", fault, "run `adit check` as root")),
     }
+    if let Err(fault) = config.tunnel.pools() {
+        problems.push(problem("tunnel", fault, "set pool4 or pool6 of [tunnel]"));
+    }
     if let Err(message) = switch::rules(config, &loaded.directory(), &[], &[]) {
         problems.push(problem("service", message, "see docs/services.md"));
     }

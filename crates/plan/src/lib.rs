@@ -9,10 +9,12 @@
 //! - [`rules`]: the filter table, as text.
 //! - [`pattern`]: what first packets of a kind have in common, in the languages that can tell them by it.
 //! - [`export`]: the plan as rules for a host without adit.
+//! - [`eduvpn`]: every inner address with its source ports, as a file of iptables-restore, and such files read.
 //! - [`prefix`]: which networks may stand behind a device.
 #![forbid(unsafe_code)]
 
 mod book;
+pub mod eduvpn;
 pub mod export;
 pub mod nat;
 pub mod pattern;

@@ -138,7 +138,7 @@ fn described(found: adit_store::TraceMatch) -> TraceMatch {
             Kind::Ipv4 => TraceKind::Ipv4,
             Kind::Host => TraceKind::Host,
         },
-        gateway: found.gateway.to_string(),
+        gateway: Some(found.gateway.to_string()),
         user: with(|owner| owner.user_name.to_string()),
         device: with(|owner| owner.device_name.to_string()),
         certificate_serial: owner
