@@ -66,6 +66,7 @@ pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefix
             prefixes: prefixes.to_vec(),
             client_to_client: tunnel.client_to_client,
             entrances: entrances::for_rules(config, &arranged.others),
+            nat: None,
         }),
     });
     state
