@@ -19,6 +19,8 @@ use crate::port_plan::Present;
 
 /// The name of adit's own filter table.
 pub(crate) const TABLE: &str = "adit";
+/// The name of its table of source ports and forwards.
+pub(crate) const NAT_TABLE: &str = "adit_nat";
 
 /// The machine as wanted for this configuration and these networks behind devices.
 pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefixes: &[IpNet]) -> HostState {
@@ -70,14 +72,14 @@ pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefix
             prefixes: prefixes.to_vec(),
             client_to_client: tunnel.client_to_client,
             entrances: entrances::for_rules(config, &arranged.others),
-            nat: arranged.layout.as_ref().map(Layout::block_size),
+            nat: arranged.layout.as_ref().map(|layout| rules::Nat { forwards: layout.forward().is_some() }),
         }),
     });
     if arranged.layout.is_some() {
         state.tables.push(NftTable {
             family: Family::Inet,
-            name: rules::NAT_TABLE.to_owned(),
-            ruleset: rules::render_nat(interface),
+            name: NAT_TABLE.to_owned(),
+            ruleset: rules::render_nat(NAT_TABLE, interface),
         });
     }
     state
@@ -163,7 +165,7 @@ impl Machine {
 
     /// All elements of a map of the table for source ports.
     pub(crate) fn elements(&self, map: &str) -> Result<Vec<Element>, ApplyFault> {
-        Ok(self.changing().plumbing.elements(rules::NAT_TABLE, map)?)
+        Ok(self.changing().plumbing.elements(NAT_TABLE, map)?)
     }
 
     /// All tracked connections.

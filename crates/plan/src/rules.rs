@@ -1,10 +1,14 @@
-//! The gateway's filter table, in nft's language.
+//! The gateway's tables, in nft's language: the filter table and, for traceable NAT, one that translates.
+
+mod nat;
 
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use nat::{BLOCKS, FORWARDS, FORWARDS_ANY, FULL, PROTOCOLS, SITES, UNTRANSLATED, render_nat};
 
 use crate::ports::PortSet;
 use crate::special::is_private4;
@@ -24,32 +28,15 @@ pub struct Gateway {
     pub client_to_client: bool,
     /// Where clients come in.
     pub entrances: Vec<Entrance>,
-    /// Ports of a block, with [nat].
-    pub nat: Option<u16>,
+    /// Another table translates: [`render_nat`]. Without it all private addresses leave behind the host's own.
+    pub nat: Option<Nat>,
 }
 
-/// The table of source ports.
-pub const NAT_TABLE: &str = "adit_nat";
-
-/// The table of source ports and forwards.
-#[must_use]
-pub fn render_nat(interface: &str) -> String {
-    format!("table inet {NAT_TABLE} {{
-  map blocks {{ type ipv4_addr : interval ipv4_addr . inet_service; }}
-  map sites {{ type ipv4_addr : interval ipv4_addr . inet_service; flags interval; }}
-  map forwards {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; counter; }}
-  map forwards_any {{ type inet_proto . inet_service : ipv4_addr . inet_service; counter; }}
-  chain prerouting {{ type nat hook prerouting priority dstnat - 5;
-    meta l4proto {{ tcp, udp }} dnat ip to meta l4proto . ip daddr . th dport map @forwards
-    fib daddr type local meta l4proto {{ tcp, udp }} dnat ip to meta l4proto . th dport map @forwards_any
-  }}
-  chain postrouting {{ type nat hook postrouting priority srcnat - 5;
-    iifname \"{interface}\" oifname != \"{interface}\" meta l4proto {{ tcp, udp, udplite, icmp, sctp }} snat ip to ip saddr map @blocks
-    iifname \"{interface}\" oifname != \"{interface}\" meta l4proto {{ tcp, udp, udplite, icmp, sctp }} snat ip to ip saddr map @sites
-    iifname \"{interface}\" oifname \"{interface}\" ct status dnat meta l4proto {{ tcp, udp }} snat ip to ip saddr map @blocks
-  }}
-}}
-")
+/// What traceable NAT asks of the filter table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Nat {
+    /// Ports are forwarded to clients: what is led to them may pass.
+    pub forwards: bool,
 }
 
 /// Ports that clients come in by, as far as nobody else has them.
@@ -103,7 +90,8 @@ fn is_local6(net: &Ipv6Net) -> bool {
 /// * Nobody outside reaches a client, unless a client spoke first. Packets that claim to be for private inner
 ///   addresses are refused on outer interfaces before anything else looks at them.
 /// * Clients do not reach each other, unless that is wanted; networks behind devices are reached by all clients.
-/// * Private IPv4 addresses leave behind the host's own. IPv6 is never translated: unique local addresses that
+/// * Private IPv4 addresses leave behind the host's own, or as the other table has translated them: what that has
+///   left as it is, and what connection tracking makes nothing of, does not leave. IPv6 is never translated: unique local addresses that
 ///   would leave are refused at once, so that clients fall back to IPv4 instead of waiting.
 #[must_use]
 pub fn render(gateway: &Gateway) -> String {
@@ -126,6 +114,9 @@ pub fn render(gateway: &Gateway) -> String {
         let _ = writeln!(out, "{:indent$}{text}", "");
     };
     line(0, &format!("table inet {table} {{"));
+    if nat.is_some() {
+        line(4, &format!("counter {UNTRANSLATED} {{ }}"));
+    }
     for (chain, hook) in [("entrances", Hook::Prerouting), ("answers", Hook::Output)] {
         line(4, &format!("chain {chain} {{"));
         line(8, &format!("type filter hook {} priority raw; policy accept;", hook.name()));
@@ -145,13 +136,13 @@ pub fn render(gateway: &Gateway) -> String {
     line(4, "chain forward {");
     line(8, "type filter hook forward priority filter; policy accept;");
     line(8, &format!("oifname \"{interface}\" ct state established,related accept"));
+    if nat.is_some_and(|nat| nat.forwards) {
+        line(8, &format!("oifname \"{interface}\" ct status dnat accept"));
+    }
     for (family, nets) in [("ip", set(&prefixes4)), ("ip6", set(&prefixes6))] {
         if let Some(nets) = nets {
             line(8, &format!("iifname \"{interface}\" oifname \"{interface}\" {family} daddr {nets} accept"));
         }
-    }
-    if nat.is_some() {
-        line(8, &format!("oifname \"{interface}\" ct status dnat accept"));
     }
     if *client_to_client {
         line(8, &format!("iifname \"{interface}\" oifname \"{interface}\" accept"));
@@ -167,19 +158,22 @@ pub fn render(gateway: &Gateway) -> String {
     }
     line(4, "}");
     line(4, "chain postrouting {");
-    line(8, "type nat hook postrouting priority srcnat; policy accept;");
-    if nat.is_some() {
-        line(
-            8,
-            &format!("iifname \"{interface}\" oifname != \"{interface}\" meta nfproto ipv4 counter drop"),
-        );
-    } else if let Some(nets) = set(&masked) {
+    let hook = match nat {
+        None => "type nat hook postrouting priority srcnat",
+        Some(_) => "type filter hook postrouting priority srcnat + 10",
+    };
+    line(8, &format!("{hook}; policy accept;"));
+    if let Some(nets) = set(&masked) {
         let leaving = format!("iifname \"{interface}\" oifname != \"{interface}\" ip saddr {nets}");
-        if let Some(ports) = source_ports(entrances) {
-            let (from, to) = ports.into_inner();
-            line(8, &format!("{leaving} meta l4proto {{ tcp, udp }} masquerade to :{from}-{to}"));
+        match (nat, source_ports(entrances)) {
+            (Some(_), _) => line(8, &format!("{leaving} counter name {UNTRANSLATED} drop")),
+            (None, Some(ports)) => {
+                let (from, to) = ports.into_inner();
+                line(8, &format!("{leaving} meta l4proto {{ tcp, udp }} masquerade to :{from}-{to}"));
+                line(8, &format!("{leaving} masquerade"));
+            }
+            (None, None) => line(8, &format!("{leaving} masquerade")),
         }
-        line(8, &format!("{leaving} masquerade"));
     }
     line(4, "}");
     line(0, "}");
@@ -296,5 +290,32 @@ mod tests {
         let text = with(vec![entrance(At::Ipv4, "30000-65535")]);
         assert!(text.contains("masquerade to :1024-29999\n"));
         assert!(!with(vec![entrance(At::Ipv4, "1-65535")]).contains("masquerade to"));
+    }
+
+    #[test]
+    fn what_another_table_translates_is_not_hidden_twice_and_leaves_translated_only() {
+        let with = |forwards| render(&Gateway { nat: Some(Nat { forwards }), ..gateway() });
+        for text in [with(false), with(true)] {
+            assert!(!text.contains("masquerade") && !text.contains("type nat"), "{text}");
+            let drop = "oifname != \"adit0\" ip saddr { 10.88.0.0/16 } counter name untranslated drop";
+            assert!(text.contains(drop), "{text}");
+        }
+        let accept = "oifname \"adit0\" ct status dnat accept";
+        assert!(
+            with(true).find(accept) < with(true).find("reject with icmpx") && with(true).contains(accept)
+        );
+        assert!(!with(false).contains("dnat") && !render(&gateway()).contains("dnat"));
+    }
+
+    #[test]
+    fn the_set_of_private_networks_is_what_is_private() {
+        let nets = crate::special::PRIVATE4.trim_matches(['{', '}', ' ']).split(", ");
+        let nets: Vec<Ipv4Net> = nets.map(|net| net.parse().unwrap()).collect();
+        for first in 0..=255u8 {
+            for second in 0..=255 {
+                let net = Ipv4Net::new([first, second, 0, 0].into(), 16).unwrap();
+                assert_eq!(nets.iter().any(|private| private.contains(&net)), is_private4(&net), "{net}");
+            }
+        }
     }
 }

@@ -23,6 +23,10 @@ pub(crate) fn special(net: &IpNet) -> Option<&'static str> {
     SPECIAL.iter().find(|(range, _)| overlap(range, net)).map(|(_, name)| *name)
 }
 
+/// Networks whose addresses mean nothing outside, as a set in nft's language: those of [`is_private4`].
+pub(crate) const PRIVATE4: &str =
+    "{ 10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 }";
+
 /// Networks whose addresses mean nothing outside: RFC 1918, RFC 6598, RFC 3927.
 pub fn is_private4(net: &Ipv4Net) -> bool {
     let address = net.network();

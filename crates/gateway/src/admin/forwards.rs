@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use adit_api::{AddForward, Forward, ForwardList, ForwardProtocol, Problem, Time};
 use adit_plan::nat::Forwards;
+use adit_plan::rules::{FORWARDS, FORWARDS_ANY};
 use adit_store::{ForwardFault, ForwardRow, NewForward, Page, Timestamp};
 use tokio::sync::oneshot;
 
@@ -121,7 +122,7 @@ impl Admin {
 
 /// The forwards that are open, with the connections that they let in.
 fn counts(live: &Live, places: &Forwards) -> Result<HashMap<Key, u64>, Problem> {
-    let map = if places.addresses.is_empty() { "forwards_any" } else { "forwards" };
+    let map = if places.addresses.is_empty() { FORWARDS_ANY } else { FORWARDS };
     let elements = live.machine.elements(map).map_err(internal)?;
     let counted = |element: adit_host::nft::Element| Some((Key::forward(&element.key)?, element.packets));
     Ok(elements.into_iter().filter_map(counted).collect())

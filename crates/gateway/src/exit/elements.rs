@@ -5,8 +5,10 @@ use std::net::Ipv4Addr;
 
 use adit_host::nft::{Change, ElementChange};
 use adit_plan::nat::{Block, Forwards};
-use adit_plan::rules::NAT_TABLE;
+use adit_plan::rules::{BLOCKS, FORWARDS, FORWARDS_ANY, SITES};
 use ipnet::Ipv4Net;
+
+use crate::machine_state::NAT_TABLE;
 
 /// The number of TCP in an IP header (RFC 9293).
 pub(crate) const TCP: u8 = 6;
@@ -66,10 +68,10 @@ impl Key {
 
     pub(crate) fn set(self) -> &'static str {
         match self {
-            Self::Inner(_) => "blocks",
-            Self::Site(_) => "sites",
-            Self::Forward(..) => "forwards",
-            Self::ForwardAny(..) => "forwards_any",
+            Self::Inner(_) => BLOCKS,
+            Self::Site(_) => SITES,
+            Self::Forward(..) => FORWARDS,
+            Self::ForwardAny(..) => FORWARDS_ANY,
         }
     }
 
