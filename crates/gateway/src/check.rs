@@ -34,6 +34,9 @@ pub fn check(path: &Path) -> CheckReport {
         }
         Err(fault) => problems.push(problem("machine", fault, "run `adit check` as root")),
     }
+    if let Err(fault) = config.tunnel.pools() {
+        problems.push(problem("tunnel", fault, "set pool4 or pool6 of [tunnel]"));
+    }
     for message in config.unsupported() {
         let hint = "its ports are checked, and `adit up` refuses to start with it";
         problems.push(problem("unsupported", message, hint));
@@ -127,6 +130,17 @@ mod tests {
         }
         let bad = report("[tunel]\n");
         assert!(!bad.ok && bad.problems[0].message.contains("did you mean `tunnel`"), "{:?}", bad.problems);
+    }
+
+    #[test]
+    fn a_file_for_rule_files_alone_is_none_for_a_gateway() {
+        let text = BASE.replace(
+            "[tunnel]\npool4 = [\"10.231.0.0/16\"]",
+            "[natfw]\nprofiles = [{ range = \"10.231.0.0/16\" }]",
+        );
+        let report = report(&format!("{text}[[entrance]]\nudp = 1194\n"));
+        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert!(report.problems[0].message.contains("no address pool"), "{:?}", report.problems);
     }
 
     #[test]

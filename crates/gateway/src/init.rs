@@ -106,7 +106,7 @@ fn fill(state: &Path, config: &Config) -> Result<(), InitFault> {
 }
 
 /// The address this machine reaches the world from, as clients may see it.
-fn own_address() -> Option<IpAddr> {
+pub(crate) fn own_address() -> Option<IpAddr> {
     // Only asks the routing table; nothing is sent.
     let somewhere = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
     let route = Netlink::open().ok()?.route_to(somewhere, 0).ok()??;

@@ -3,6 +3,7 @@
 
 pub mod admin;
 mod alarm;
+pub mod archive;
 pub mod check;
 pub mod classify;
 mod clock;
@@ -15,6 +16,7 @@ pub mod identities;
 pub mod init;
 pub mod keyring;
 mod machine_state;
+pub mod natfw;
 mod port_plan;
 mod push;
 mod sites;

@@ -2,6 +2,7 @@
 
 mod duration;
 mod model;
+mod natfw;
 mod ports;
 mod services;
 mod template;
@@ -14,6 +15,7 @@ pub use model::{
     ApiConfig, CaConfig, Config, EntranceConfig, IdentityConfig, Routes, StoreConfig, TunnelConfig,
     UnknownAnswer, WrapKind,
 };
+pub use natfw::{NatfwConfig, NatfwProfile};
 pub use ports::{Block, ForwardConfig, HostConfig, NatConfig};
 pub use services::{BytesConfig, MatchConfig, PatternConfig, ProxyConfig, ServiceConfig};
 pub use template::{InitOptions, render};

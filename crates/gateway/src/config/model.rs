@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 
 use super::duration;
+use super::natfw::NatfwConfig;
 use super::ports::{ForwardConfig, HostConfig, NatConfig};
 use super::services::ServiceConfig;
 
@@ -64,6 +65,9 @@ pub struct Config {
     /// Forwarded ports.
     #[serde(default)]
     pub forward: Option<ForwardConfig>,
+    /// Rule files of `vpn-generate-natfw`.
+    #[serde(default)]
+    pub natfw: Option<NatfwConfig>,
 }
 
 fn default_name() -> String {
@@ -421,10 +425,15 @@ impl Config {
 
     fn validate_tunnel(&self) -> Result<(), String> {
         let tunnel = &self.tunnel;
-        if tunnel.pool4.is_empty() && tunnel.pool6.is_empty() {
+        let no_pools = tunnel.pool4.is_empty() && tunnel.pool6.is_empty();
+        // For rule files alone no pools are needed; `adit up` asks for them again.
+        let only_natfw = self.natfw.as_ref().is_some_and(|natfw| !natfw.profiles.is_empty());
+        if no_pools && !only_natfw {
             return Err("[tunnel] has neither pool4 nor pool6: clients need addresses".into());
         }
-        tunnel.pools().map_err(|why| format!("[tunnel] {why}"))?;
+        if !no_pools {
+            tunnel.pools().map_err(|why| format!("[tunnel] {why}"))?;
+        }
         let name = tunnel.interface.as_bytes();
         if name.is_empty() || name.len() > 15 || !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
         {

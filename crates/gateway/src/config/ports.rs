@@ -163,6 +163,9 @@ impl Config {
                 return Err("[nat] retention = 0: nothing could be traced; for instance \"30d\"".into());
             }
         }
+        if let Some(natfw) = &self.natfw {
+            natfw.validate()?;
+        }
         if let Some(forward) = &self.forward {
             own_addresses("[forward]", &forward.addresses)?;
             if forward.ports.is_empty() {
@@ -180,7 +183,7 @@ impl Config {
 }
 
 /// Addresses that a machine can have for others.
-fn own_addresses(table: &str, addresses: &[Ipv4Addr]) -> Result<(), String> {
+pub(super) fn own_addresses(table: &str, addresses: &[Ipv4Addr]) -> Result<(), String> {
     for (index, address) in addresses.iter().enumerate() {
         if address.is_unspecified()
             || address.is_loopback()
