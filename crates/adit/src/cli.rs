@@ -128,6 +128,9 @@ Example:
   adit export nft > adit.nft && nft -f adit.nft
   adit export haproxy --measure > haproxy.cfg && haproxy -db -f haproxy.cfg")]
     Export(Export),
+    /// Source ports that clients' connections leave from.
+    #[command(subcommand, after_help = "Example:\n  adit nat export --format eduvpn -n")]
+    Nat(Nat),
     /// Print a completion script.
     #[command(after_help = "Example:\n  adit completion bash > /etc/bash_completion.d/adit")]
     Completion {
@@ -394,6 +397,85 @@ pub(crate) enum ExportFormat {
     IptablesV2,
     /// A configuration of HAProxy: TCP by first packet.
     Haproxy,
+}
+
+/// `adit nat`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Nat {
+    /// Write every client's source ports as rules for a host without adit.
+    ///
+    /// By [natfw] of the configuration. `eduvpn` writes what vpn-generate-natfw does, and this program is that one when
+    /// run under its name: FILE.<unix time> is kept, FILE becomes a link to it, and the command is run, if anything has
+    /// changed. The exit code is the command's. No gateway has to run.
+    #[command(after_help = "\
+Example:
+  adit nat export --format eduvpn -n                print the rules
+  adit nat export --format eduvpn -w /etc/iptables/rules.v4 --command 'service netfilter-persistent restart'
+  ln -s $(command -v adit) /usr/local/bin/vpn-generate-natfw && vpn-generate-natfw -v")]
+    Export(NatExport),
+}
+
+/// `adit nat export`
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct NatExport {
+    /// For what.
+    #[arg(long, value_enum)]
+    pub(crate) format: NatFormat,
+    /// How the file is written.
+    #[command(flatten)]
+    pub(crate) natfw: NatfwOptions,
+    /// Command to run when a file was written.
+    #[arg(long, value_name = "COMMAND", default_value = RESTART)]
+    pub(crate) command: String,
+}
+
+/// Language of `adit nat export`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NatFormat {
+    /// iptables-restore, as eduVPN's vpn-generate-natfw.
+    Eduvpn,
+}
+
+/// What `vpn-generate-natfw` and `adit nat export` have in common.
+#[derive(Debug, Args)]
+pub(crate) struct NatfwOptions {
+    /// Overwrite an existing file; not needed for a link.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only print the rules.
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Say so, too, if nothing has changed.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Write to this file.
+    #[arg(short, long = "write", value_name = "FILE", default_value = "/etc/iptables/rules.v4")]
+    pub(crate) write: PathBuf,
+}
+
+/// What brings the published file in force on Debian.
+const RESTART: &str = "service netfilter-persistent restart";
+
+/// Give every inner IPv4 address source ports of its own, as a file of iptables-restore.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vpn-generate-natfw",
+    args_override_self = true,
+    after_help = "\
+The configuration is $ADIT_CONFIG, or else /etc/adit/adit.toml: its table [natfw].
+
+Example:
+  vpn-generate-natfw -n
+  vpn-generate-natfw -w /etc/iptables/rules.v4 -c 'service netfilter-persistent restart'"
+)]
+pub(crate) struct Natfw {
+    /// How the file is written.
+    #[command(flatten)]
+    pub(crate) natfw: NatfwOptions,
+    /// Command to run when a file was written.
+    #[arg(short, long, value_name = "COMMAND", default_value = RESTART)]
+    pub(crate) command: String,
 }
 
 /// `adit ca`

@@ -10,6 +10,7 @@ mod connect;
 mod demo;
 mod export;
 mod learn;
+mod natfw;
 mod output;
 mod terminal;
 
@@ -22,7 +23,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 
 use crate::call::{Api, CallFault};
-use crate::cli::{Cli, Command, Init};
+use crate::cli::{Cli, Command, Init, Nat};
 use crate::commands::Context;
 
 /// Refused or failed.
@@ -30,6 +31,9 @@ const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
     adit_host::limits::share_one_heap();
+    if natfw::is_called() {
+        return natfw::main();
+    }
     let cli = Cli::parse();
     start_log();
     let json = cli.json;
@@ -83,7 +87,7 @@ fn start_log() {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let config = cli.config.as_path();
+    let (config, json) = (cli.config.as_path(), cli.json);
     match cli.command {
         Command::Init(init) => initialise(init, cli.json),
         Command::Check => Ok(check(config, cli.json)),
@@ -108,6 +112,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             export::export(config, &options, cli.json)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Nat(Nat::Export(options)) => Ok(natfw::export(config, &options, json)?),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "adit", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
