@@ -65,7 +65,7 @@ bench:
 	$(SUDO) target/release/adit-bench
 
 ## The full counts, in parts of at most 40 minutes each.
-PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping
+PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping proof-nat
 proof: $(PROOFS)
 
 .PHONY: $(PROOFS)
@@ -87,6 +87,9 @@ proof-client:
 proof-striping:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export --test classify --test floods -- --nocapture
+proof-nat:
+	$(call need,$(TEST_PACKAGES))
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("profile", parsers::profile),
     ("config", parsers::config),
     ("ports", parsers::ports),
+    ("natfw", parsers::natfw),
     ("certificates", parsers::certificates),
     ("tls_records", parsers::tls_records),
     ("ip_packet", wire::ip_packet),

@@ -1,5 +1,6 @@
 //! Parsers of strangers' bytes.
 
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -19,6 +20,7 @@ use adit_openvpn::tls::TlsSource;
 use adit_openvpn::wkc::{self, Metadata, Unwrapper};
 use adit_openvpn::wrap::{Digest, Direction, WrapKeys};
 use adit_pki::{Authority, Certificate, Crl, KeyKind, Leaf, PrivateKey, Request, Signer, UnixTime};
+use adit_plan::eduvpn::{Protocol, Rules};
 use adit_plan::ports::PortSet;
 use adit_tls::{Identity, ServerSettings, ServerTls, Trust};
 use adit_tunnel::{DataChannel, TAILROOM};
@@ -228,6 +230,20 @@ pub(crate) fn ports(bytes: &[u8]) {
     if let Ok(set) = text(bytes).parse::<PortSet>() {
         assert_eq!(set.to_string().parse::<PortSet>().expect("own text"), set);
         assert!(!set.contains(0));
+    }
+}
+
+/// A rule that is read is found by its ports, and by no others.
+pub(crate) fn natfw(bytes: &[u8]) {
+    let Ok(rules) = Rules::parse(bytes) else { return };
+    let address = Ipv4Addr::new(192, 0, 2, 1);
+    for port in [0, 1, 1280, 65_279, 65_280, 65_535] {
+        for found in rules.find(address, port, None) {
+            assert!(found.ports.contains(&port) && port != 0);
+            let again = rules.find(address, *found.ports.end(), None);
+            assert!(again.contains(&found));
+        }
+        assert!(rules.find(address, port, Some(Protocol::Icmp)).is_empty());
     }
 }
 
