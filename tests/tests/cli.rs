@@ -405,6 +405,7 @@ fn every_command_explains_itself_with_an_example_a_manual_page_and_completion() 
         "identity rotate",
         "ca status",
         "connect",
+        "nat export",
         "completion",
         "man",
     ] {

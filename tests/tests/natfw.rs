@@ -247,13 +247,14 @@ fn the_exit_code_is_that_of_the_command() {
         [("exit 0", 0), ("echo said; exit 7", 7), ("no-such-command", 127), ("kill -9 $$", 137)]
     {
         let bench = Bench::new(SMALL);
-        let end = bench.tool(&["-w", "rules.v4", "-c", command]);
+        fs::create_dir(bench.path("below")).unwrap();
+        let end = bench.tool(&["-w", "below/rules.v4", "-c", command]);
         assert_eq!(end.code, Some(code), "{end:?}");
         let word = if code == 0 { "Success" } else { "Failure" };
         assert!(end.err.contains(&format!("{word}: {command}")), "{end:?}");
         assert_eq!(end.out, if code == 7 { "said\n" } else { "" });
-        // A path that is relative leads to the file all the same.
-        assert!(fs::metadata(bench.rules()).unwrap().is_file());
+        // From a relative path, too, the link leads to the file.
+        assert!(fs::metadata(bench.path("below/rules.v4")).unwrap().is_file());
     }
 }
 
@@ -339,11 +340,12 @@ fn the_link_is_there_at_every_moment() {
             }
             (looks, misses)
         });
-        for natfw in [OTHER, SMALL, OTHER] {
+        let codes = [OTHER, SMALL, OTHER].map(|natfw| {
             bench.configure(natfw);
-            assert_eq!(bench.write(&[]).code, Some(0));
-        }
+            bench.write(&[]).code
+        });
         done.store(true, Ordering::Relaxed);
+        assert_eq!(codes, [Some(0); 3]);
         watcher.join().unwrap()
     });
     assert!(looks > 100 && misses == 0, "{misses} of {looks}");

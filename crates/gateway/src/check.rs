@@ -129,6 +129,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_for_rule_files_alone_is_none_for_a_gateway() {
+        let text = BASE.replace(
+            "[tunnel]\npool4 = [\"10.231.0.0/16\"]",
+            "[natfw]\nprofiles = [{ range = \"10.231.0.0/16\" }]",
+        );
+        let report = report(&format!("{text}[[entrance]]\nudp = 1194\n"));
+        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert!(report.problems[0].message.contains("no address pool"), "{:?}", report.problems);
+    }
+
+    #[test]
     fn a_back_end_on_a_port_of_the_gateways_own_is_refused() {
         let service = "[[service]]\nname = \"a\"\nmatch = \"ssh\"\nto = \"127.0.0.1:443\"\n";
         let own = report(&format!("{BASE}[[entrance]]\ntcp = 443\n{service}"));

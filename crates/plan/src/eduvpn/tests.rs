@@ -192,6 +192,7 @@ fn damaged_files_say_where_they_are_damaged() {
         (":65280-65535\n", ":65281-65535\n", "line 6: its ports are not as many"),
         (":65280-65535\n", ":65380-65635\n", "line 6: it is no rule"),
         (":65280-65535\n", ":+5280-65535\n", "line 6: it is no rule"),
+        (":65024-65279\n", ":0-255\n", "line 8: it is no rule"),
         ("-p icmp -j SNAT --to-source 192.0.2.1", "-j MASQUERADE", "line 5: it is no rule"),
         ("-p icmp", "-p gre", "line 5: it is no rule"),
         ("-A POSTROUTING -p icmp", "A POSTROUTING -p icmp", "line 5: it is neither"),
