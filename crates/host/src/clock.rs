@@ -41,8 +41,8 @@ impl Reading {
         })
     }
 
-    /// Of a few attempts the one in which least time passed between the clocks: the thread may lose its processor
-    /// in the middle of one, and that would look like a step.
+    /// Of a few attempts the one in which least time passed between the clocks: the thread may lose its
+    /// processor in the middle of one, and that would look like a step.
     fn closest(read: impl Fn(ClockId) -> i64) -> Self {
         let mut best = (i64::MAX, Self { wall_us: 0, steady_us: 0 });
         for _ in 0..4 {
@@ -67,8 +67,8 @@ impl Reading {
 
 /// Notices when the wall clock is set.
 ///
-/// A clock that is made to run faster or slower, as time daemons do to correct it, is no step: both clocks change pace
-/// together. The time the machine was suspended is none either.
+/// A clock that is made to run faster or slower, as time daemons do to correct it, is no step: both clocks
+/// change pace together. The time the machine was suspended is none either.
 #[derive(Debug, Clone, Copy)]
 pub struct WallClock {
     lead_us: i64,
@@ -76,15 +76,15 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// Begins with a reading. Steps of less than `least_ms` milliseconds are not told until they add up to as much; a
-    /// reading itself is at times off by some tenths of one.
+    /// Begins with a reading. Steps of less than `least_ms` milliseconds are not told until they add up to as
+    /// much; a reading itself is at times off by some tenths of one.
     #[must_use]
     pub fn new(first: Reading, least_ms: u32) -> Self {
         Self { lead_us: first.lead_us(), least_us: i64::from(least_ms) * 1000 }
     }
 
-    /// By how many milliseconds the wall clock was set forward, or with a minus back, between the last step that was
-    /// told (or the first reading) and this reading; 0 when it was not.
+    /// By how many milliseconds the wall clock was set forward, or with a minus back, between the last step
+    /// that was told (or the first reading) and this reading; 0 when it was not.
     pub fn step_ms(&mut self, now: Reading) -> i64 {
         let step = now.lead_us().saturating_sub(self.lead_us);
         if step.saturating_abs() < self.least_us.max(1) {
@@ -193,8 +193,8 @@ mod tests {
         }
 
         #[test]
-        fn no_readings_make_it_panic(readings in prop::collection::vec(any::<(i64, i64)>(), 1..9), least: u32) {
-            let mut readings = readings.into_iter().map(|(wall_us, steady_us)| Reading { wall_us, steady_us });
+        fn no_readings_make_it_panic(all in prop::collection::vec(any::<(i64, i64)>(), 1..9), least: u32) {
+            let mut readings = all.into_iter().map(|(wall_us, steady_us)| Reading { wall_us, steady_us });
             let mut clock = WallClock::new(readings.next().unwrap(), least);
             for reading in readings {
                 clock.step_ms(reading);

@@ -39,13 +39,15 @@ const STATISTICS_MAX: u16 = 2;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// For up to so many addresses the kernel goes through all connections twice each; for more it lists all once.
+/// For up to so many addresses the kernel goes through all connections twice each; for more it lists all
+/// once.
 const FEW: usize = 3;
 
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Direction {
-    /// Where its packets come from. The port is the identifier for ICMP, and 0 for protocols that have neither.
+    /// Where its packets come from. The port is the identifier for ICMP, and 0 for protocols that have
+    /// neither.
     pub source: SocketAddr,
     /// Where they go; the same goes for the port.
     pub destination: SocketAddr,
@@ -58,7 +60,8 @@ pub struct Tracked {
     pub protocol: u8,
     /// Packets of the side that began, before their addresses are changed.
     pub original: Direction,
-    /// The answers, before their addresses are changed back: with a changed source address, this goes to that one.
+    /// The answers, before their addresses are changed back: with a changed source address, this goes to that
+    /// one.
     pub reply: Direction,
 }
 
@@ -74,14 +77,15 @@ impl Tracked {
 pub struct Usage {
     /// Connections of this network namespace.
     pub count: u32,
-    /// The most there may be in each network namespace; set by `net.netfilter.nf_conntrack_max` in the first one, see
+    /// The most there may be in each network namespace; set by `net.netfilter.nf_conntrack_max` in the first
+    /// one, see
     /// [`netns::is_initial`](crate::netns::is_initial).
     pub max: u32,
 }
 
 impl Netfilter {
-    /// Forgets all connections that one of the addresses began, or answers before addresses are changed back. Their
-    /// next packets begin new ones.
+    /// Forgets all connections that one of the addresses began, or answers before addresses are changed back.
+    /// Their next packets begin new ones.
     ///
     /// # Errors
     /// Without privilege, or when the kernel does not track connections.
@@ -120,7 +124,8 @@ impl Netfilter {
     fn forget_v4(&mut self, addresses: &HashSet<Ipv4Addr>) -> Result<(), Failure> {
         if addresses.len() <= FEW {
             match self.forget_filtered(addresses) {
-                // An older kernel knows no filter for deleting, and takes what comes with it for half an address pair.
+                // An older kernel knows no filter for deleting, and takes what comes with it for half an
+                // address pair.
                 Err(Failure::Kernel { errno: Errno::INVAL | Errno::OPNOTSUPP, .. }) => {}
                 result => return result,
             }
@@ -197,8 +202,8 @@ fn list(family: u8) -> Message {
     Message { kind: GET, family, ..Message::default() }
 }
 
-/// Deletes the connections with this source address in one direction. Never without the half pair of addresses: an
-/// older kernel, which ignores the filter, would otherwise delete everything.
+/// Deletes the connections with this source address in one direction. Never without the half pair of
+/// addresses: an older kernel, which ignores the filter, would otherwise delete everything.
 fn filtered(address: Ipv4Addr, tuple: u16) -> Message {
     let flags = |of: u16| if of == tuple { BY_SOURCE } else { 0 }.to_ne_bytes();
     let attributes = [

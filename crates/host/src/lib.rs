@@ -14,7 +14,7 @@
 //! What arranges the machine, and puts it back:
 //! * [`plumbing`]: the wanted state as a value, applied as a difference and undone after a crash as well.
 //!   Start here; the modules below are its tools.
-//! * [`netlink`] (links, addresses, routes, rules), [`nft`], [`sysctl`], [`netns`].
+//! * [`netlink`] (links, addresses, routes, rules), [`nft`], [`conntrack`], [`sysctl`], [`netns`].
 //!
 //! What a daemon checks and sets when it starts: [`lock`], [`limits`], [`privilege`]; and [`services`]: which ports
 //! others have.

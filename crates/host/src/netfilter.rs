@@ -1,7 +1,7 @@
 //! The kernel's packet filter and connection tracking over netlink (`NETLINK_NETFILTER`).
 //!
-//! A [`Netfilter`] works in the network namespace in which it was opened. What it does stands beside what it is
-//! about: elements of sets and maps in [`crate::nft`], connections in [`crate::conntrack`].
+//! A [`Netfilter`] works in the network namespace in which it was opened. What it does stands beside what it
+//! is about: elements of sets and maps in [`crate::nft`], connections in [`crate::conntrack`].
 //!
 //! Messages are written here: their numbers are those of `linux/netfilter/nfnetlink.h`.
 

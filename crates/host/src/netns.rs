@@ -275,7 +275,8 @@ pub fn veth(a: &str, ns_a: &Netns, b: &str, ns_b: &Netns) -> Result<(), NetnsFau
 }
 
 /// Whether the calling thread is in the machine's first network namespace and not in one of a container or an
-/// administrator. Some parameters are changed in the first one only, such as how many connections are tracked.
+/// administrator. Some parameters are changed in the first one only, such as how many connections are
+/// tracked.
 #[must_use]
 pub fn is_initial() -> bool {
     // A parameter of the whole machine that the kernel shows in no other one.

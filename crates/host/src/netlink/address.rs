@@ -43,7 +43,8 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
-    /// The interface that has the address, if one has it. An address that is only routed to the machine is on none.
+    /// The interface that has the address, if one has it. An address that is only routed to the machine is on
+    /// none.
     ///
     /// # Errors
     /// Only when the kernel's answer is not understood.

@@ -122,8 +122,8 @@ impl Connection {
         self.exchange([(request, flags)], ignore).map(drop)
     }
 
-    /// Sends messages with their flags in one datagram, and gathers the answers up to the one that ends them: the
-    /// first refusal of any message, or what ends the last one that asks for an answer.
+    /// Sends messages with their flags in one datagram, and gathers the answers up to the one that ends them:
+    /// the first refusal of any message, or what ends the last one that asks for an answer.
     pub(crate) fn exchange<M, T>(
         &mut self,
         messages: impl IntoIterator<Item = (M, u16)>,
@@ -182,8 +182,8 @@ impl Connection {
         Ok(buffer)
     }
 
-    /// Throws away the rest of an exchange that is given up: a list has to be read to its end before the kernel
-    /// begins another, and what is left of many refusals would keep out the next answer.
+    /// Throws away the rest of an exchange that is given up: a list has to be read to its end before the
+    /// kernel begins another, and what is left of many refusals would keep out the next answer.
     fn drain(&self) {
         loop {
             match self.receive(RecvFlags::DONTWAIT) {

@@ -32,8 +32,8 @@ pub const PROTOCOL: u8 = 0xad;
 /// The routing table that is used when nothing else is said.
 pub const MAIN_TABLE: u32 = 254;
 
-/// Why something about links, addresses, routes or rules failed, or about elements of filter tables and tracked
-/// connections.
+/// Why something about links, addresses, routes or rules failed, or about elements of filter tables and
+/// tracked connections.
 #[derive(Debug, Error)]
 pub enum NetlinkFault {
     /// The kernel refused.

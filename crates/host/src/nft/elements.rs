@@ -17,8 +17,8 @@ use crate::netfilter::{Message, Netfilter};
 use crate::netlink::NetlinkFault;
 use crate::netlink::connection::{Failure, ignore};
 
-/// Up to so many changes of one set look first what is there of it. More of them do so when they are refused only: to
-/// look takes longer than to change.
+/// Up to so many changes of one set look first what is there of it. More of them do so when they are refused
+/// only: to look takes longer than to change.
 const FEW: usize = 256;
 
 /// A change of a set or map in a table of the family `inet`.
@@ -34,9 +34,9 @@ pub struct ElementChange {
 
 /// What is to happen to an element.
 ///
-/// Keys and data are as the kernel has them: fields in network byte order, each filled up with zeros to a multiple of
-/// four bytes, see [`fields`]. An interval of data is its first value and its last one, field by field. An element of
-/// a set has no data.
+/// Keys and data are as the kernel has them: fields in network byte order, each filled up with zeros to a
+/// multiple of four bytes, see [`fields`]. An interval of data is its first value and its last one, field by
+/// field. An element of a set has no data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// It is to be there with this data. When it is there with other data it is replaced.
@@ -51,15 +51,16 @@ pub enum Change {
         /// Key.
         key: Vec<u8>,
     },
-    /// As [`Add`](Self::Add), but what is there is replaced even if it is the same, and its counter begins anew.
+    /// As [`Add`](Self::Add), but what is there is replaced even if it is the same, and its counter begins
+    /// anew.
     Replace {
         /// Key.
         key: Vec<u8>,
         /// What the map has for it.
         data: Vec<u8>,
     },
-    /// All keys of an interval, in a set or map with `flags interval` and keys of one field. One that overlaps another
-    /// interval, and is not the same, is refused.
+    /// All keys of an interval, in a set or map with `flags interval` and keys of one field. One that
+    /// overlaps another interval, and is not the same, is refused.
     AddInterval {
         /// The first key.
         from: Vec<u8>,
@@ -82,8 +83,8 @@ pub enum Change {
 pub struct Element {
     /// Key, or the first key of an interval.
     pub key: Vec<u8>,
-    /// The key behind the last one of an interval. `None` for a single key, and when the highest key there is belongs
-    /// to the interval.
+    /// The key behind the last one of an interval. `None` for a single key, and when the highest key there is
+    /// belongs to the interval.
     pub end: Option<Vec<u8>>,
     /// What the map has for it; empty in a set.
     pub data: Vec<u8>,
@@ -206,8 +207,8 @@ struct Outcome {
     replaced: bool,
 }
 
-/// What is to be deleted from a set and added to it then. The kernel makes all of it visible at once, so only the
-/// difference between the beginning and the end counts.
+/// What is to be deleted from a set and added to it then. The kernel makes all of it visible at once, so only
+/// the difference between the beginning and the end counts.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Difference {
     deleted: Vec<Place>,
@@ -243,8 +244,8 @@ fn has_intervals(changes: &[&Change]) -> bool {
     changes.iter().any(|change| matches!(change.place(), Place::Interval { .. }))
 }
 
-/// What is most likely there: what is to go, and nothing else. Not for intervals, of which the kernel takes the
-/// beginning of one and the end of another for the same.
+/// What is most likely there: what is to go, and nothing else. Not for intervals, of which the kernel takes
+/// the beginning of one and the end of another for the same.
 fn assume(changes: &[&Change]) -> HashMap<Place, Vec<u8>> {
     let mut first = HashMap::new();
     for change in changes {
@@ -263,8 +264,8 @@ impl Netfilter {
     /// Changes elements, all of them or none. Changes of one element follow each other.
     ///
     /// # Errors
-    /// What the kernel refused first; nothing is changed then. Without the table or set, whatever is to be removed from
-    /// it is gone already, but adding is refused.
+    /// What the kernel refused first; nothing is changed then. Without the table or set, whatever is to be
+    /// removed from it is gone already, but adding is refused.
     pub fn change_elements(&mut self, changes: &[ElementChange]) -> Result<(), NetlinkFault> {
         let mut sets: BTreeMap<(&str, &str), Vec<&Change>> = BTreeMap::new();
         for change in changes {
@@ -277,7 +278,8 @@ impl Netfilter {
         }
     }
 
-    /// Changes what has to be changed, in one batch. What is there is looked up, or `assumed` where that takes long.
+    /// Changes what has to be changed, in one batch. What is there is looked up, or `assumed` where that
+    /// takes long.
     fn attempt(
         &mut self,
         sets: &BTreeMap<(&str, &str), Vec<&Change>>,

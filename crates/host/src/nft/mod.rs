@@ -1,5 +1,6 @@
-//! nftables. Rules go through its program: one call is one transaction, so a rule set takes effect as a whole or not at
-//! all. Elements of sets and maps go to the kernel directly, through a [`Netfilter`](crate::netfilter::Netfilter).
+//! nftables. Rules go through its program: one call is one transaction, so a rule set takes effect as a whole
+//! or not at all. Elements of sets and maps go to the kernel directly, through a
+//! [`Netfilter`](crate::netfilter::Netfilter).
 
 mod elements;
 

@@ -37,9 +37,9 @@ pub enum Request {
 }
 
 /// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
-/// are on a free port of the loopback address. Elements are kept; there is every table and set, and nothing is counted.
-/// Questions that change nothing are not recorded. Clones share one record, so a test keeps one and gives one
-/// away.
+/// are on a free port of the loopback address. Elements are kept; there is every table and set, and nothing
+/// is counted. Questions that change nothing are not recorded. Clones share one record, so a test keeps one
+/// and gives one away.
 #[derive(Debug, Clone, Default)]
 pub struct FakePlumbing {
     shared: Arc<Mutex<Shared>>,

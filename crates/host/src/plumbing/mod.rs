@@ -114,8 +114,8 @@ pub trait Plumbing: Send {
     /// [`PlumbingFault::Capture`]; everything is as before then.
     fn recapture(&mut self, plan: &CapturePlan) -> Result<(), PlumbingFault>;
 
-    /// Changes elements of sets and maps in tables of the family `inet`, all of them or none. They go with their table,
-    /// and nothing else is recorded of them.
+    /// Changes elements of sets and maps in tables of the family `inet`, all of them or none. They go with
+    /// their table, and nothing else is recorded of them.
     ///
     /// # Errors
     /// [`PlumbingFault::Netlink`], which names the element; nothing is changed then.

@@ -38,7 +38,8 @@ const COUNTER_PACKETS: u16 = 2;
 const LONGEST_VALUE: usize = 64;
 /// The most bytes the kernel takes for a name, with the zero at its end.
 const LONGEST_NAME: usize = 256;
-/// An attribute is no longer than 16 bits can say, and the list of elements is one; an interval goes in whole.
+/// An attribute is no longer than 16 bits can say, and the list of elements is one; an interval goes in
+/// whole.
 const LONGEST_LIST: usize = 60_000;
 /// Bytes before the attributes of a message: netlink's header and netfilter's.
 const HEADERS: usize = 20;
@@ -75,8 +76,8 @@ pub(super) fn batch_edge(ends: bool) -> Message {
     Message { kind, resource: SUBSYSTEM, ..Message::default() }
 }
 
-/// Asks for all elements of a set, or for the one a key belongs to: that begins there or before, or `ends` there or
-/// behind.
+/// Asks for all elements of a set, or for the one a key belongs to: that begins there or before, or `ends`
+/// there or behind.
 pub(super) fn question(table: &str, set: &str, key: Option<(&[u8], bool)>) -> Result<Message, Failure> {
     let mut attributes = header(table, set)?;
     if let Some((key, ends)) = key {

@@ -245,7 +245,8 @@ fn the_wanted_state_is_plain_data() {
 fn elements_and_connections_are_those_of_home_whoever_asks() {
     in_a_place(|place| {
         let mut plumbing = place.start();
-        let ruleset = "table inet adit {\n set met { type ipv4_addr; }\n chain c { type filter hook input priority 0; \
+        let ruleset = "table inet adit {\n set met { type ipv4_addr; }\n \
+                       chain c { type filter hook input priority 0; \
                        ct state new accept; }\n}\n";
         let table = NftTable { family: Family::Inet, name: "adit".to_owned(), ruleset: ruleset.to_owned() };
         plumbing.apply(&HostState { tables: vec![table], ..HostState::default() }).unwrap();
