@@ -177,8 +177,8 @@ fn a_tcp_connection_that_finds_no_port_is_reset() {
 fn nothing_leaves_with_a_private_address() {
     let net = Net::new();
     let watch = "table inet watch {
-        counter any { }
-        chain all { type filter hook prerouting priority raw; meta l4proto { tcp, udp } counter name any; }
+        counter arrived { }
+        chain all_of_them { type filter hook prerouting priority raw; meta l4proto { tcp, udp } counter name arrived; }
     }";
     let server = net.server.run_in(|| {
         nft::apply(watch).unwrap();
@@ -203,7 +203,7 @@ fn nothing_leaves_with_a_private_address() {
     net.gateway.run_in(|| nft::apply(hide)).unwrap();
     net.udp([10, 88, 0, 4]).send_to(b"no block", server.local_addr().unwrap()).unwrap();
     assert_eq!(net.counted("adit_nat", "untranslated"), 2, "whatever others would do");
-    assert_eq!(counted(&net.server, "watch", "any"), 0);
+    assert_eq!(counted(&net.server, "watch", "arrived"), 0);
 }
 
 #[test]
