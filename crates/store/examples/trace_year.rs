@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use adit_plan::nat::{Assign, Block, Layout, Size, Wanted};
 use adit_plan::pool::Pools;
 use adit_store::{
-    Admission, Certificate, Change, DeviceId, Issuer, KeyHash, Lease, NewDevice, Replanned, Serial, SessionId,
-    Store, Timestamp, TraceKind, TraceQuery, TrailCheck,
+    Admission, Certificate, Change, DeviceId, Issuer, KeyHash, Lease, NewDevice, Replanned, Serial,
+    SessionId, Store, Timestamp, TraceKind, TraceQuery, TrailCheck,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -32,7 +32,8 @@ const RECORDS_PER_SECOND: f64 = 200_000.0;
 
 fn main() -> Result<(), Failure> {
     let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
-    let number = |place: usize, usual: usize| std::env::args().nth(place).map_or(Ok(usual), |text| text.parse());
+    let number =
+        |place: usize, usual: usize| std::env::args().nth(place).map_or(Ok(usual), |text| text.parse());
     let (users, days, traces) = (number(2, 1_000)?, number(3, 30)?, number(4, 10_000)?);
     let directory = tempfile::tempdir_in(parent)?;
     let path = directory.path().join("adit.db");
@@ -61,7 +62,9 @@ fn main() -> Result<(), Failure> {
 
     let (wrong, mut took) = traced(&store, &truth)?;
     took.sort_unstable();
-    let part = |percent: usize| took.get((took.len() * percent / 100).min(took.len() - 1)).copied().unwrap_or_default();
+    let part = |percent: usize| {
+        took.get((took.len() * percent / 100).min(took.len() - 1)).copied().unwrap_or_default()
+    };
     println!("traces: {}, {wrong} wrong; p50 {:?}, p99 {:?}", took.len(), part(50), part(99));
     if wrong > 0 || took.is_empty() {
         failed.push("traces");
@@ -94,7 +97,10 @@ fn main() -> Result<(), Failure> {
     println!("purge: {purged:?} in {spent:.1} s");
     let later: Vec<_> = truth.iter().filter(|truth| truth.at >= cut).copied().collect();
     let (wrong, _) = traced(&store, &later)?;
-    if wrong > 0 || purged.leases == 0 || !matches!(store.verify_trail(|_| ())?, TrailCheck::Intact { base: 1.., .. }) {
+    if wrong > 0
+        || purged.leases == 0
+        || !matches!(store.verify_trail(|_| ())?, TrailCheck::Intact { base: 1.., .. })
+    {
         failed.push("the purge");
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("missed: {}", failed.join(", ")).into()) }

@@ -118,7 +118,9 @@ pub struct ForwardRow {
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardFault {
     /// The port is another's.
-    #[error("{protocol} port {port} is forwarded to {owner} already; choose another, or none for any free one")]
+    #[error(
+        "{protocol} port {port} is forwarded to {owner} already; choose another, or none for any free one"
+    )]
     Taken {
         /// The protocol.
         protocol: ForwardProtocol,
@@ -144,7 +146,9 @@ pub enum ForwardFault {
         ports: PortSet,
     },
     /// The user has as many as a user may have.
-    #[error("{user} has {limit} forwards, as many as a user may have; remove one, or raise [forward] per_user")]
+    #[error(
+        "{user} has {limit} forwards, as many as a user may have; remove one, or raise [forward] per_user"
+    )]
     TooMany {
         /// The user.
         user: Name,
@@ -194,7 +198,15 @@ impl Store {
             let (id, seq) = (ForwardId::random()?, sql.next_seq());
             let device_id = device.id;
             let forward = Forward {
-                id, seq, device: device_id, protocol, port, to_port, started, expires, ended: None,
+                id,
+                seq,
+                device: device_id,
+                protocol,
+                port,
+                to_port,
+                started,
+                expires,
+                ended: None,
             };
             sql.insert_forward(&forward)?;
             let detail = json!({
@@ -270,12 +282,7 @@ pub(crate) fn renew(sql: &Sql<'_>, forwards: &[Forward], now: Timestamp) -> Resu
     Ok(done)
 }
 
-fn end(
-    sql: &Sql<'_>,
-    forward: &Forward,
-    at: Timestamp,
-    action: &'static str,
-) -> Result<Entry, StoreFault> {
+fn end(sql: &Sql<'_>, forward: &Forward, at: Timestamp, action: &'static str) -> Result<Entry, StoreFault> {
     sql.end_record(TrailTable::Forwards, forward.seq, at.max(forward.started))?;
     let subject = match sql.device(forward.device)? {
         Some(device) => full_name(sql, &device)?,

@@ -180,7 +180,8 @@ impl Store {
         let mut state = self.state();
         state.told = request.now;
         let State { db, allocator, epochs, nat, moved, .. } = &mut *state;
-        let mut stock = Stock { allocator: allocator.as_mut().ok_or(LeaseFault::NoPools)?, nat: nat.as_mut(), epochs };
+        let mut stock =
+            Stock { allocator: allocator.as_mut().ok_or(LeaseFault::NoPools)?, nat: nat.as_mut(), epochs };
         let change = db.transaction(Durability::Soon, |sql| {
             if sql.open_session_device(request.session)? != Some(request.device) {
                 return Err(LeaseFault::NoSession);
@@ -328,8 +329,7 @@ impl Stock<'_> {
         }
         let (id, seq, gateway) = (LeaseId::random()?, sql.next_seq(), sql.gateway());
         let (number, block) = (block.map(|choice| choice.number), block.map(|choice| choice.block));
-        let record =
-            LeaseRecord { id, gateway, seq, device, session, inner, block, started, ended: None };
+        let record = LeaseRecord { id, gateway, seq, device, session, inner, block, started, ended: None };
         sql.insert_lease(&record)?;
         if let Some((number, nat)) = number.zip(self.nat.as_ref()) {
             sql.insert_block(seq, nat.epoch, number, started)?;

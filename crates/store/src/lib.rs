@@ -73,9 +73,7 @@ pub use epochs::Epoch;
 pub use fault::{
     AccessFault, AdmissionFault, ChangeFault, LeaseFault, OpenFault, PoolsFault, Refusal, StoreFault,
 };
-pub use forwards::{
-    Forward, ForwardFault, ForwardProtocol, ForwardProtocolFault, ForwardRow, NewForward,
-};
+pub use forwards::{Forward, ForwardFault, ForwardProtocol, ForwardProtocolFault, ForwardRow, NewForward};
 pub use id::{DeviceId, ForwardId, GatewayId, IdFault, LeaseId, SessionId, UserId};
 pub use lease::{Lease, LeaseRequest};
 pub use model::{

@@ -128,7 +128,11 @@ impl Store {
                 _ => nat.take(),
             };
             let outside = outside(&db.sql(), allocator.as_ref())?;
-            return Ok(Replanned { kept: nat.as_ref().map_or(0, |nat| nat.blocks.in_use() as usize), outside, ..Default::default() });
+            return Ok(Replanned {
+                kept: nat.as_ref().map_or(0, |nat| nat.blocks.in_use() as usize),
+                outside,
+                ..Default::default()
+            });
         }
         let (plan, read, next) = db.transaction(Durability::Now, |sql| {
             let plan = plan(sql, allocator.as_ref(), epochs, nat.as_ref(), layout)?;
@@ -138,6 +142,9 @@ impl Store {
             Ok::<_, StoreFault>((plan, Epochs::read(sql)?, epoch))
         })?;
         *epochs = read;
+        if layout.is_none() {
+            moved.extend(plan.open.values().map(|open| (open.owner.lease, None)));
+        }
         *nat = plan.blocks.map(|blocks| Nat { epoch: next, blocks });
         for change in &plan.told.moved {
             moved.insert(change.owner.lease, Some(change.to));
@@ -155,7 +162,11 @@ impl Store {
         if state.epochs.last().and_then(|epoch| epoch.layout.as_ref()) == Some(layout) {
             let open = open_leases(&sql, &state.epochs)?;
             let kept = open.iter().filter(|open| open.main.is_some()).count();
-            return Ok(Replanned { kept, outside: outside(&sql, state.allocator.as_ref())?, ..Default::default() });
+            return Ok(Replanned {
+                kept,
+                outside: outside(&sql, state.allocator.as_ref())?,
+                ..Default::default()
+            });
         }
         let plan = plan(&sql, state.allocator.as_ref(), &state.epochs, state.nat.as_ref(), Some(layout))?;
         Ok(plan.told)
@@ -253,7 +264,11 @@ pub(crate) struct Open {
 
 impl Open {
     /// Reads the blocks of an open lease, if it has an address that could have one.
-    pub(crate) fn read(sql: &Sql<'_>, epochs: &Epochs, lease: LeaseRecord) -> Result<Option<Self>, StoreFault> {
+    pub(crate) fn read(
+        sql: &Sql<'_>,
+        epochs: &Epochs,
+        lease: LeaseRecord,
+    ) -> Result<Option<Self>, StoreFault> {
         let Some(inner) = lease.inner.v4 else { return Ok(None) };
         let LeaseRecord { id, device, session, seq, started, .. } = lease;
         let owner = BlockOwner { lease: id, device, session, inner };
@@ -263,7 +278,8 @@ impl Open {
             (Self { owner, lease: seq, started, main: None, left: Vec::new() }, rows.into_iter());
         while let Some(row) = rows.find(|row| row.ended.is_none()) {
             let block = epochs.block(&row);
-            let block = block.ok_or_else(|| sql.damaged(format!("the block at place {} has no epoch", row.seq)))?;
+            let block =
+                block.ok_or_else(|| sql.damaged(format!("the block at place {} has no epoch", row.seq)))?;
             if main == Some(row) {
                 open.main = Some((row, block));
             } else {
@@ -391,8 +407,7 @@ fn plan(
     layout: Option<&Layout>,
 ) -> Result<Plan, StoreFault> {
     let open = open_leases(sql, epochs)?;
-    let with_block: Vec<_> =
-        open.iter().filter_map(|open| Some((open.owner.inner, open.block()?))).collect();
+    let with_block: Vec<_> = open.iter().filter_map(|open| Some((open.owner.inner, open.block()?))).collect();
     let old = match (nat, epochs.last().and_then(|epoch| epoch.layout.clone())) {
         (Some(nat), _) => Some(nat.blocks.clone()),
         (None, Some(layout)) => Some(remembering(layout, epochs, &open, sql)?),
@@ -436,7 +451,11 @@ impl Plan {
             housed.insert(change.inner);
             self.beginning.push((change.inner, change.number));
             let owner = self.open.get(&change.inner).map(|open| open.owner);
-            self.told.moved.extend(owner.map(|owner| Moved { owner, from: Some(change.from), to: change.to }));
+            self.told.moved.extend(owner.map(|owner| Moved {
+                owner,
+                from: Some(change.from),
+                to: change.to,
+            }));
         }
         let mut ended = HashSet::new();
         for (inner, range) in homeless {
@@ -492,7 +511,8 @@ impl Plan {
 
 /// The blocks of an open layout, anew from the trail.
 pub(crate) fn reread(sql: &Sql<'_>, epochs: &Epochs) -> Result<Option<Nat>, StoreFault> {
-    let Some((epoch, layout)) = epochs.last().and_then(|epoch| Some((epoch.seq, epoch.layout.clone()?))) else {
+    let Some((epoch, layout)) = epochs.last().and_then(|epoch| Some((epoch.seq, epoch.layout.clone()?)))
+    else {
         return Ok(None);
     };
     let open = open_leases(sql, epochs)?;

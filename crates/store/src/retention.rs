@@ -69,7 +69,8 @@ impl Store {
 
     /// Finds the records that are over, from the first that is there.
     fn prefix(&self, before: Timestamp) -> Result<Prefix, StoreFault> {
-        let ((first, _), (_, base)) = self.read(|sql| Ok::<_, StoreFault>((sql.places()?, sql.trail_ends()?)))?;
+        let ((first, _), (_, base)) =
+            self.read(|sql| Ok::<_, StoreFault>((sql.places()?, sql.trail_ends()?)))?;
         let after = first.saturating_sub(1);
         let last = Link { seq: base.seq.min(after), ..base };
         let mut prefix = Prefix { after, last, purged: Purged::default() };

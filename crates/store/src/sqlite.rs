@@ -74,8 +74,12 @@ impl Database {
         self.logged += 1;
         let sql = self.sql();
         sql.control("BEGIN IMMEDIATE")?;
-        let mut unfinished =
-            Unfinished { connection: sql.connection, head: sql.head, before: sql.head.get(), committed: false };
+        let mut unfinished = Unfinished {
+            connection: sql.connection,
+            head: sql.head,
+            before: sql.head.get(),
+            committed: false,
+        };
         let result = work(&sql)?;
         sql.control("COMMIT")?;
         unfinished.committed = true;

@@ -200,7 +200,8 @@ impl Search<'_> {
         let numbers: Vec<u32> = match self.query.port {
             Some(port) => layout.number_at(address, port).into_iter().collect(),
             None => {
-                let of_address = |number: &u32| layout.block(*number).is_some_and(|block| block.address == address);
+                let of_address =
+                    |number: &u32| layout.block(*number).is_some_and(|block| block.address == address);
                 (0..layout.capacity()).filter(of_address).collect()
             }
         };
@@ -215,7 +216,8 @@ impl Search<'_> {
             return Ok(());
         };
         let forward = layout.forward();
-        if forward.is_some_and(|forward| forward.addresses.is_empty() || forward.addresses.contains(&address)) {
+        if forward.is_some_and(|forward| forward.addresses.is_empty() || forward.addresses.contains(&address))
+        {
             self.forwarded(port, self.window.within(epoch.from, epoch.to))?;
         }
         let ours = layout.addresses().contains(&address)

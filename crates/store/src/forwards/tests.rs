@@ -26,7 +26,10 @@ fn a_forward_is_written_with_an_audit_row_and_ends_once() {
     let new = NewForward { port: Some(30_004), ..wanted(device.id, &ports) };
     let forward = world.store.add_forward(&change, &new).unwrap();
 
-    assert_eq!((forward.port, forward.to_port, forward.started, forward.ended), (30_004, 22, change.now, None));
+    assert_eq!(
+        (forward.port, forward.to_port, forward.started, forward.ended),
+        (30_004, 22, change.now, None)
+    );
     assert_eq!(world.store.forward(forward.id).unwrap(), Some(forward));
     assert_eq!(world.store.forwards_of(device.id).unwrap(), [forward]);
     let again = world.change();
@@ -72,9 +75,8 @@ fn without_a_port_any_free_one_is_chosen_until_there_is_none() {
     }
     assert!(first.len() > 3, "a choice that can be guessed: {first:?}");
 
-    let given: HashSet<u16> = (0..10)
-        .map(|_| world.store.add_forward(&change, &wanted(device.id, &ports)).unwrap().port)
-        .collect();
+    let given: HashSet<u16> =
+        (0..10).map(|_| world.store.add_forward(&change, &wanted(device.id, &ports)).unwrap().port).collect();
     assert_eq!(given, ports.iter().collect());
     let fault = world.store.add_forward(&change, &wanted(device.id, &ports)).unwrap_err();
     assert!(matches!(fault, ForwardFault::Full { .. }), "{fault}");
@@ -137,7 +139,10 @@ fn a_forward_ends_when_its_time_is_over() {
     assert_eq!(world.store.expire_forwards(&later).unwrap(), [forward]);
 
     assert_eq!(world.store.forwards_of(device.id).unwrap(), [lasting]);
-    assert_eq!(world.number(&format!("SELECT ended FROM forwards WHERE seq = {}", forward.seq)), at.as_millis());
+    assert_eq!(
+        world.number(&format!("SELECT ended FROM forwards WHERE seq = {}", forward.seq)),
+        at.as_millis()
+    );
 }
 
 #[test]

@@ -46,7 +46,11 @@ fn a_lease_takes_a_block_and_its_device_gets_it_back_even_after_a_restart() {
     let now = world.tick();
     world.store.recover(now).unwrap();
     world.store.set_pools(pools(&["10.88.0.0/24"], &["fd88::/64"])).unwrap();
-    assert_eq!(set(&mut world, &["192.0.2.1"], 41_023), Replanned::default(), "the same layout is no new epoch");
+    assert_eq!(
+        set(&mut world, &["192.0.2.1"], 41_023),
+        Replanned::default(),
+        "the same layout is no new epoch"
+    );
 
     let other = world.device("bob", "tablet").id;
     assert_eq!(block(&world.lease(other)), "192.0.2.1:40832-40895", "one never used comes first");
@@ -124,7 +128,10 @@ fn what_a_new_layout_moves_stays_its_owners_until_the_last_connection_is_gone() 
     assert_eq!(left.len(), 2);
     let now_had = world.store.blocks_now(None).unwrap();
     assert_eq!(now_had.iter().filter(|now| now.quarantined).count(), 2);
-    assert_eq!(world.store.blocks_now(Some(world.store.device(phone).unwrap().unwrap().user)).unwrap().len(), 2);
+    assert_eq!(
+        world.store.blocks_now(Some(world.store.device(phone).unwrap().unwrap().user)).unwrap().len(),
+        2
+    );
 
     let (now, inner) = (world.tick(), first.inner().v4.unwrap());
     assert!(world.store.release_block(old[0], inner, now).unwrap());

@@ -35,14 +35,19 @@ fn a_purge_moves_the_base_and_says_so_in_the_audit_trail() {
     assert_eq!(world.number("SELECT count(*) FROM ends"), 0);
     assert_eq!(world.number("SELECT count(*) FROM epochs"), 1, "it is still in force");
     let row = world.store.audit_trail(&Page::default()).unwrap().items.remove(0);
-    assert_eq!((row.action.as_str(), &row.detail["base"], &row.detail["leases"]), ("trail.purge", &base.into(), &10.into()));
+    assert_eq!(
+        (row.action.as_str(), &row.detail["base"], &row.detail["leases"]),
+        ("trail.purge", &base.into(), &10.into())
+    );
     assert_eq!(row.detail["hash"].as_str().unwrap().len(), 64);
     let audits = world.audits();
     assert_eq!(world.store.purge(cut).unwrap(), Purged::default());
     assert_eq!(world.audits(), audits, "nothing was purged, and nothing said");
     assert!(last.block().is_some());
     let again = world.after_a_kill();
-    assert!(matches!(again.store.verify_trail(|_| ()).unwrap(), TrailCheck::Intact { base: b, .. } if b == base));
+    assert!(
+        matches!(again.store.verify_trail(|_| ()).unwrap(), TrailCheck::Intact { base: b, .. } if b == base)
+    );
 }
 
 #[test]
@@ -54,7 +59,13 @@ fn an_endless_lease_keeps_its_handle_and_not_the_records_of_others() {
     let ports = "30000-30009".parse().unwrap();
     let (protocol, port) = (ForwardProtocol::Tcp, Some(30_004));
     let new = NewForward {
-        device: server.id, protocol, port, to_port: 22, expires: None, ports: &ports, per_user: 5,
+        device: server.id,
+        protocol,
+        port,
+        to_port: 22,
+        expires: None,
+        ports: &ports,
+        per_user: 5,
     };
     let change = world.change();
     let forward = world.store.add_forward(&change, &new).unwrap();

@@ -193,7 +193,11 @@ fn a_purge_deletes_what_ended_before_and_nothing_else() {
         world.store.close_session(session, now, "done").unwrap();
     }
     let early = world.tick();
-    assert_eq!(world.store.purge(early).unwrap(), Default::default(), "what is open keeps what comes after it");
+    assert_eq!(
+        world.store.purge(early).unwrap(),
+        Default::default(),
+        "what is open keeps what comes after it"
+    );
     let now = world.shift(2 * 24 * 3_600_000);
     assert_eq!(world.store.roll(now).unwrap().leases, 1);
     let cut = world.tick();

@@ -48,7 +48,8 @@ impl Sql<'_> {
 
     /// The blocks of the lease at a place, the first one first.
     pub(crate) fn blocks_of(&self, lease: i64) -> Result<Vec<BlockRow>, StoreFault> {
-        let first = concat!("SELECT ", block_columns!(), " FROM blocks b WHERE b.seq = ?1 + 1 AND b.lease = ?1");
+        let first =
+            concat!("SELECT ", block_columns!(), " FROM blocks b WHERE b.seq = ?1 + 1 AND b.lease = ?1");
         let further = concat!(
             "SELECT ",
             block_columns!(),

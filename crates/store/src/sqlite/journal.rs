@@ -234,7 +234,12 @@ impl Sql<'_> {
     }
 
     /// Whether a session of these places began at a moment or later.
-    pub(crate) fn has_session_since(&self, after: i64, to: i64, since: Timestamp) -> Result<bool, StoreFault> {
+    pub(crate) fn has_session_since(
+        &self,
+        after: i64,
+        to: i64,
+        since: Timestamp,
+    ) -> Result<bool, StoreFault> {
         let sql = "SELECT 1 FROM sessions WHERE seq > ?1 AND seq <= ?2 AND started >= ?3 LIMIT 1";
         Ok(self.first(sql, params![after, to, since.as_millis()], |_| Ok(()))?.is_some())
     }

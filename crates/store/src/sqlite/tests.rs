@@ -116,7 +116,9 @@ fn use_nat(store: &Store, device: DeviceId) {
     let forward = store.add_forward(&change, &new).unwrap();
     store.forward(forward.id).unwrap();
     store.forwards(&Page::default()).unwrap();
-    for (address, port) in [("192.0.2.1", 40_255), ("192.0.2.1", forward.port), ("fd88::2", 1), ("192.0.2.1", 1)] {
+    for (address, port) in
+        [("192.0.2.1", 40_255), ("192.0.2.1", forward.port), ("fd88::2", 1), ("192.0.2.1", 1)]
+    {
         let (address, port) = (address.parse().unwrap(), Some(port));
         store.trace(&TraceQuery { at: now, address, port, protocol: None, tolerance_ms: 0 }).unwrap();
     }

@@ -70,10 +70,7 @@ impl Sql<'_> {
     pub(crate) fn trail_ends(&self) -> Result<(Link, Link), StoreFault> {
         let sql = "SELECT trail_seq, trail_hash, base_seq, base_hash FROM gateways";
         self.first(sql, [], |row| {
-            Ok((
-                Link { seq: row.get(0)?, hash: row.get(1)? },
-                Link { seq: row.get(2)?, hash: row.get(3)? },
-            ))
+            Ok((Link { seq: row.get(0)?, hash: row.get(1)? }, Link { seq: row.get(2)?, hash: row.get(3)? }))
         })?
         .ok_or_else(|| self.missing("the gateway's row"))
     }
@@ -205,12 +202,7 @@ impl Sql<'_> {
 
     /// Writes that the lease, block or forward at a place is over, if it is open; says whether it was. `at` is not
     /// before it began.
-    pub(crate) fn end_record(
-        &self,
-        table: TrailTable,
-        of: i64,
-        at: Timestamp,
-    ) -> Result<bool, StoreFault> {
+    pub(crate) fn end_record(&self, table: TrailTable, of: i64, at: Timestamp) -> Result<bool, StoreFault> {
         let sql = match table {
             TrailTable::Leases => "UPDATE leases SET ended = ?2 WHERE seq = ?1 AND ended IS NULL",
             TrailTable::Blocks => "UPDATE blocks SET ended = ?2 WHERE seq = ?1 AND ended IS NULL",
@@ -408,7 +400,11 @@ impl Sql<'_> {
     }
 
     /// The steps of the clock after which it was between two times, both included.
-    pub(crate) fn clock_steps(&self, from: Timestamp, to: Timestamp) -> Result<Vec<(Timestamp, i64)>, StoreFault> {
+    pub(crate) fn clock_steps(
+        &self,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<(Timestamp, i64)>, StoreFault> {
         let sql = "SELECT at, step_ms FROM clock_steps WHERE at >= ?1 AND at <= ?2 ORDER BY at";
         self.rows(sql, [from.as_millis(), to.as_millis()], |row| Ok((time(row, 0)?, row.get(1)?)))
     }

@@ -13,7 +13,10 @@ fn everything() -> World {
     let mut held = Vec::new();
     for round in 0..3_u8 {
         let now = world.tick();
-        world.store.set_nat(Some(&layout(&["192.0.2.1"], 40_000..=40_999 + u16::from(round) * 10)), now).unwrap();
+        world
+            .store
+            .set_nat(Some(&layout(&["192.0.2.1"], 40_000..=40_999 + u16::from(round) * 10)), now)
+            .unwrap();
         for (number, device) in (1..).zip(&devices) {
             let certificate = world.certificate(device, round * 3 + number);
             let now = world.tick();
@@ -59,8 +62,7 @@ fn unlock(world: &World) {
     let state = world.store.state();
     let mut statement =
         state.db.raw().prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'").unwrap();
-    let names: Vec<String> =
-        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let names: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
     for name in names {
         state.db.raw().execute_batch(&format!("DROP TRIGGER {name}")).unwrap();
     }
@@ -152,12 +154,24 @@ fn what_is_wrong_is_named_where_it_begins() {
     let promised = number("SELECT trail_seq FROM gateways");
     use TrailFault::{Content, End, LookUp, Order};
     for (sql, seq, table, what) in [
-        (format!("UPDATE leases SET inner4 = '10.88.0.99' WHERE seq = {lease}"), lease, TrailTable::Leases, Content),
+        (
+            format!("UPDATE leases SET inner4 = '10.88.0.99' WHERE seq = {lease}"),
+            lease,
+            TrailTable::Leases,
+            Content,
+        ),
         (format!("DELETE FROM leases WHERE seq = {lease}"), next, TrailTable::Blocks, Order),
-        (format!("UPDATE leases SET ended = ended + 1 WHERE seq = {ended}"), ended, TrailTable::Leases, LookUp),
+        (
+            format!("UPDATE leases SET ended = ended + 1 WHERE seq = {ended}"),
+            ended,
+            TrailTable::Leases,
+            LookUp,
+        ),
         (format!("UPDATE leases SET ended = NULL WHERE seq = {ended}"), ended, TrailTable::Leases, LookUp),
         (
-            format!("UPDATE leases SET ended = 9999999 WHERE seq = (SELECT max(seq) FROM leases WHERE ended IS NULL)"),
+            format!(
+                "UPDATE leases SET ended = 9999999 WHERE seq = (SELECT max(seq) FROM leases WHERE ended IS NULL)"
+            ),
             number("SELECT max(seq) FROM leases WHERE ended IS NULL"),
             TrailTable::Leases,
             LookUp,
@@ -213,7 +227,9 @@ fn a_transaction_that_fails_leaves_the_chain_as_it_was() {
     let mut world = everything();
     let device = world.device("bob", "laptop").id;
     let session = world.session(device).id;
-    world.meddle("CREATE TRIGGER stuck BEFORE INSERT ON blocks BEGIN SELECT RAISE(ABORT, 'stuck'); END").unwrap();
+    world
+        .meddle("CREATE TRIGGER stuck BEFORE INSERT ON blocks BEGIN SELECT RAISE(ABORT, 'stuck'); END")
+        .unwrap();
     let now = world.tick();
     let request = LeaseRequest { device, session, now };
     assert!(world.store.lease(&request).is_err());

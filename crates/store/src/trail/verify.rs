@@ -157,7 +157,9 @@ impl Walk {
             return Err(broken(TrailFault::Content));
         }
         // The place may have been purged since the walk began.
-        if self.promised.seq > self.last.seq && self.promised.seq > self.base && self.promised.seq <= seq
+        if self.promised.seq > self.last.seq
+            && self.promised.seq > self.base
+            && self.promised.seq <= seq
             && (self.promised.seq, self.promised.hash) != (seq, hash)
         {
             let gateways = (self.promised.seq, TrailTable::Gateways, TrailFault::End);
@@ -195,7 +197,8 @@ impl Walk {
         if self.promised.seq > self.last.seq {
             return (self.promised.seq, TrailTable::Gateways, TrailFault::End).into();
         }
-        let disagrees = self.open.iter().filter(|(_, (_, ended))| ended.is_some()).min_by_key(|(seq, _)| **seq);
+        let disagrees =
+            self.open.iter().filter(|(_, (_, ended))| ended.is_some()).min_by_key(|(seq, _)| **seq);
         match disagrees {
             Some((&seq, &(table, _))) => (seq, table, TrailFault::LookUp).into(),
             None => TrailCheck::Intact {
