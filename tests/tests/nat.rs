@@ -19,7 +19,17 @@ fn traced(gateway: &Gateway, seen: &Sighting) -> Vec<String> {
     let (address, port) = (seen.remote.ip().to_string(), seen.remote.port().to_string());
     let protocol = if seen.tcp { "tcp" } else { "udp" };
     let trace = gateway.json(&[
-        "trace", "--at", &at, "--address", &address, "--port", &port, "--proto", protocol, "--tolerance", "0s",
+        "trace",
+        "--at",
+        &at,
+        "--address",
+        &address,
+        "--port",
+        &port,
+        "--proto",
+        protocol,
+        "--tolerance",
+        "0s",
     ]);
     let matches = trace["matches"].as_array().cloned().unwrap_or_default();
     matches.iter().map(|found: &Value| found["user"].as_str().unwrap_or("nobody").to_owned()).collect()

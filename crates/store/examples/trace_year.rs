@@ -213,11 +213,13 @@ impl Year {
 
     /// The next layout, put in force.
     fn layout(&mut self, now: i64) -> Result<Replanned, Failure> {
-        let (first, last) = [(40_000, 64_511), (39_984, 64_495), (32_768, 64_511)][self.layouts % 3];
+        // One address goes and another comes; every other time the range is wider.
+        let (first, last) = ([40_000, 39_936][self.layouts % 2], 64_511);
         let blocks = usize::from((last - first + 1) / 64_u16);
-        let addresses = (self.devices.len() + blocks) / blocks + self.layouts % 2;
+        let count = (self.devices.len() / blocks + 3) as u32;
+        let lowest = 0xc633_6400 + self.layouts as u32;
         let layout = Layout::new(&Wanted {
-            addresses: (1..=addresses as u32).map(|host| Ipv4Addr::from(0xc633_6400 + host)).collect(),
+            addresses: (lowest..lowest + count).map(Ipv4Addr::from).collect(),
             ports: first..=last,
             size: Size::Ports(64),
             assign: Assign::Lease,

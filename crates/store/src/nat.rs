@@ -142,6 +142,9 @@ impl Store {
             Ok::<_, StoreFault>((plan, Epochs::read(sql)?, epoch))
         })?;
         *epochs = read;
+        if layout.is_none() {
+            moved.extend(plan.open.values().map(|open| (open.owner.lease, None)));
+        }
         *nat = plan.blocks.map(|blocks| Nat { epoch: next, blocks });
         for change in &plan.told.moved {
             moved.insert(change.owner.lease, Some(change.to));

@@ -72,7 +72,8 @@ impl Store {
         let ((first, _), (_, base)) =
             self.read(|sql| Ok::<_, StoreFault>((sql.places()?, sql.trail_ends()?)))?;
         let after = first.saturating_sub(1);
-        let mut prefix = Prefix { after, last: Link { seq: after, ..base }, purged: Purged::default() };
+        let last = Link { seq: base.seq.min(after), ..base };
+        let mut prefix = Prefix { after, last, purged: Purged::default() };
         let mut place = after;
         loop {
             let (past, last) = self.read(|sql| {

@@ -1,8 +1,10 @@
 //! What the tests of this crate have in common: a small world with a store in it.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use adit_plan::nat::{Assign, Forwards, Layout, Size, Wanted};
 use adit_plan::pool::Pools;
 use tempfile::TempDir;
 
@@ -155,6 +157,19 @@ pub(crate) fn pools(v4: &[&str], v6: &[&str]) -> Pools {
     let v4: Vec<_> = v4.iter().map(|net| net.parse().unwrap()).collect();
     let v6: Vec<_> = v6.iter().map(|net| net.parse().unwrap()).collect();
     Pools::new(&v4, &v6).unwrap()
+}
+
+/// Blocks of 64 ports for leases from 10.88.0.0/24; every forwarded port leads to any address of the host.
+pub(crate) fn layout(addresses: &[&str], ports: RangeInclusive<u16>) -> Layout {
+    layout_of(addresses, ports, Assign::Lease)
+}
+
+pub(crate) fn layout_of(addresses: &[&str], ports: RangeInclusive<u16>, assign: Assign) -> Layout {
+    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    let pools = vec!["10.88.0.0/24".parse().unwrap()];
+    let forward = Forwards { addresses: Vec::new(), ports: "30000-39999".parse().unwrap() };
+    let (size, forward, host) = (Size::Ports(64), Some(forward), 64_512..=65_535);
+    Layout::new(&Wanted { addresses, ports, size, assign, pools, forward, host }).unwrap()
 }
 
 pub(crate) fn issuer() -> Issuer {

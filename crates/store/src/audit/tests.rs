@@ -155,7 +155,7 @@ fn a_row_put_in_is_found() {
 fn a_trail_longer_than_a_batch_is_verified_to_its_end() {
     let mut world = World::new();
     let change = world.change();
-    let long = world.store.write(crate::sqlite::Durability::Soon, |sql| {
+    let long = world.store.write(Durability::Soon, |sql| {
         for number in 0..2 * VERIFY_BATCH {
             append(sql, &change, &Entry::new("test.row", number.to_string(), json!(null)))?;
         }

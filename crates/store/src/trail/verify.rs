@@ -170,9 +170,10 @@ impl Walk {
                 self.open.insert(seq, (table, ended));
             }
             More::Ends { of, at } => {
-                let known = self.open.remove(&of).map(|(_, ended)| ended);
-                // What was open when it was read may have ended since; what precedes the chain was not read.
-                if known.flatten() != Some(at) {
+                // What precedes the chain, and is here still, is a lease.
+                let (table, known) = self.open.remove(&of).unwrap_or((TrailTable::Leases, None));
+                // What was open when it was read may have ended since.
+                if known != Some(at) {
                     match sql.ended_of(of)? {
                         Some(ended) if ended == Some(at) => {}
                         None if of <= self.base => {}

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{World, assert_sound, copy_files, issuer, log, pools, serial};
-use crate::{AuditCheck, Page, Store};
+use crate::{AuditCheck, Page, Store, TrailCheck, TrailFault};
 
 /// A database of schema version 1 with a little of everything, as version 1 wrote it.
 const FIXTURE: &str = include_str!("v1-fixture.sql");
@@ -218,7 +218,7 @@ fn a_newer_database_is_refused_unchanged() {
 
     let fault = fault_of(&path);
 
-    assert!(matches!(fault, OpenFault::Newer { found: 99, known: 1, .. }));
+    assert!(matches!(fault, OpenFault::Newer { found: 99, known: 2, .. }));
     assert!(fault.to_string().contains("written by a newer adit"), "{fault}");
     assert_eq!(fs::read(&path).unwrap(), content);
 }
@@ -256,29 +256,57 @@ fn a_version_1_database_is_read_in_full() {
     assert_eq!(store.leases(holder.device.id, &Page::default()).unwrap().items.len(), 2);
     assert!(matches!(store.verify_audit().unwrap(), AuditCheck::Intact { rows: 9, .. }));
     store.check().unwrap();
-    let recovered = store.recover(Timestamp::from_millis(i64::MAX)).unwrap();
+    let recovered = store.recover(Timestamp::from_millis(20_000)).unwrap();
     assert_eq!((recovered.leases, recovered.sessions), (1, 1));
+}
+
+#[test]
+fn leases_of_version_1_precede_the_trail_and_end_in_it() {
+    let (_directory, path) = made_of(FIXTURE);
+    let store = Store::open(&path).unwrap();
+    let intact = |records, base| {
+        let check = store.verify_trail(|_| ()).unwrap();
+        assert!(
+            matches!(check, TrailCheck::Intact { records: r, base: b, .. } if (r, b) == (records, base)),
+            "{check:?}"
+        );
+    };
+    intact(0, 13);
+
+    store.recover(Timestamp::from_millis(20_000)).unwrap();
+    intact(1, 13);
+
+    store.state().db.raw().execute_batch("PRAGMA ignore_check_constraints = 1").unwrap();
+    let meddle = |sql: &str| store.state().db.raw().execute_batch(sql).unwrap();
+    meddle("DROP TRIGGER leases_end_once; UPDATE leases SET ended = ended + 1 WHERE seq = 13");
+    let check = store.verify_trail(|_| ()).unwrap();
+    assert!(matches!(check, TrailCheck::Broken { seq: 13, what: TrailFault::LookUp, .. }), "{check:?}");
+    meddle("UPDATE leases SET ended = ended - 1 WHERE seq = 13");
+
+    let purged = store.purge(Timestamp::from_millis(30_000)).unwrap();
+    assert_eq!((purged.leases, purged.sessions), (2, 2));
+    intact(0, 14);
 }
 
 /// Two steps that a later version might take.
 const LATER: [&str; 2] = [
-    "CREATE TABLE forwards (seq INTEGER PRIMARY KEY, device_id TEXT NOT NULL REFERENCES devices (id)) STRICT;",
+    "CREATE TABLE quotas (seq INTEGER PRIMARY KEY, device_id TEXT NOT NULL REFERENCES devices (id)) STRICT;",
     "ALTER TABLE users ADD COLUMN quota INTEGER;",
 ];
 
 #[test]
 fn existing_data_is_copied_and_then_migrated() {
     let (directory, path) = made_of(FIXTURE);
-    let steps = [MIGRATIONS[0], LATER[0], LATER[1]];
+    let steps = [MIGRATIONS[0], MIGRATIONS[1], LATER[0], LATER[1]];
 
     let db = open_with(&path, PATIENCE, &steps).unwrap();
 
     let version: u32 = db.raw().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 3);
-    db.raw().execute_batch("SELECT quota FROM users; SELECT device_id FROM forwards").unwrap();
+    assert_eq!(version, 4);
+    db.raw().execute_batch("SELECT quota FROM users; SELECT device_id FROM quotas").unwrap();
     drop(db);
-    assert_eq!(names(&directory), ["adit.db", "adit.db.before-v3.1"]);
-    let copy = directory.path().join("adit.db.before-v3.1");
+    assert_eq!(names(&directory), ["adit.db", "adit.db.before-v4.1"]);
+    let copy = directory.path().join("adit.db.before-v4.1");
     assert_eq!(mode(&copy), 0o600);
     let store = Store::open(&copy).unwrap();
     assert_eq!(store.users(true, &Page::default()).unwrap().items.len(), 2);
@@ -329,7 +357,7 @@ fn a_new_database_goes_through_all_migrations_without_a_copy() {
 
     migrate(&mut connection, &path, &[MIGRATIONS[0], LATER[0], LATER[1]]).unwrap();
 
-    connection.execute_batch("SELECT quota FROM users; SELECT device_id FROM forwards").unwrap();
+    connection.execute_batch("SELECT quota FROM users; SELECT device_id FROM quotas").unwrap();
     drop(connection);
     assert_eq!(names(&directory), ["adit.db"]);
 }
