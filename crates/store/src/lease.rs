@@ -119,8 +119,8 @@ pub(crate) fn renew(
     to: LeaseRecord,
     now: Timestamp,
 ) -> Result<LeaseRecord, StoreFault> {
-    let at = now.max(old.started);
     let open = Open::read(sql, epochs, *old)?;
+    let at = now.max(open.as_ref().map_or(old.started, Open::latest));
     sql.end_record(TrailTable::Leases, old.seq, at)?;
     let next = LeaseRecord { seq: sql.next_seq(), started: at, ended: None, ..to };
     sql.insert_lease(&next)?;
@@ -200,8 +200,8 @@ impl Store {
         let State { db, allocator, epochs, nat, moved, .. } = &mut *state;
         let ended = db.transaction(Durability::Soon, |sql| {
             let Some(lease) = open_lease(sql, record)? else { return Ok::<_, StoreFault>(None) };
-            let at = now.max(lease.started);
             let open = Open::read(sql, epochs, lease)?;
+            let at = now.max(open.as_ref().map_or(lease.started, Open::latest));
             sql.end_record(TrailTable::Leases, lease.seq, at)?;
             Ok(Some((at, open)))
         })?;
@@ -310,7 +310,8 @@ impl Stock<'_> {
         };
         let free_since = choice.free_since.max(block.and_then(|block| block.free_since));
         let free_since = free_since.map_or(now, Timestamp::from_millis);
-        let started = now.max(free_since).max(held.map_or(now, |lease| lease.started));
+        let held_until = open.as_ref().map(Open::latest).or(held.map(|held| held.started));
+        let started = now.max(free_since).max(held_until.unwrap_or(now));
         Ok(Chosen { inner: choice.inner, block, started, held, open })
     }
 

@@ -139,6 +139,8 @@ impl Store {
             let started = now.max(epochs.last().map_or(now, |epoch| epoch.from));
             let epoch = sql.insert_epoch(started, layout.map(Layout::canonical).as_deref())?;
             plan.write(sql, epoch, now)?;
+            // After a crash the journal is not closed before this.
+            sql.set_heartbeat(now)?;
             Ok::<_, StoreFault>((plan, Epochs::read(sql)?, epoch))
         })?;
         *epochs = read;
@@ -311,6 +313,12 @@ impl Open {
             sql.insert_block(lease, row.epoch, row.number, at)?;
         }
         Ok(())
+    }
+
+    /// When the lease or the last of its blocks began: it does not end before, whatever the clock says.
+    pub(crate) fn latest(&self) -> Timestamp {
+        let blocks = self.main.iter().chain(&self.left).map(|(row, _)| row.started);
+        blocks.fold(self.started, Timestamp::max)
     }
 
     pub(crate) fn inner(&self) -> Ipv4Addr {

@@ -13,7 +13,7 @@ use crate::epochs::Epochs;
 use crate::fault::{ChangeFault, OpenFault, PoolsFault, StoreFault};
 use crate::id::{GatewayId, LeaseId};
 use crate::model::{Change, Recovered};
-use crate::nat::{self, Nat};
+use crate::nat::{self, Nat, Open};
 use crate::sqlite::{self, Database, Durability, Sql};
 use crate::time::Timestamp;
 use crate::trail::TrailTable;
@@ -93,12 +93,15 @@ impl Store {
     /// handles still held lose their leases.
     pub fn recover(&self, now: Timestamp) -> Result<Recovered, StoreFault> {
         let mut state = self.state();
-        let recovered = state.db.transaction(Durability::Now, |sql| {
+        let State { db, epochs, .. } = &mut *state;
+        let recovered = db.transaction(Durability::Now, |sql| {
             // A heartbeat from the future tells of a clock that was wrong.
             let at = sql.heartbeat()?.min(now);
             let open = nat::all_open(sql)?;
             for lease in &open {
-                sql.end_record(TrailTable::Leases, lease.seq, at.max(lease.started))?;
+                let blocks = Open::read(sql, epochs, *lease)?;
+                let began = blocks.as_ref().map_or(lease.started, Open::latest);
+                sql.end_record(TrailTable::Leases, lease.seq, at.max(began))?;
             }
             let leases = open.len() as u64;
             let sessions = sql.end_all_sessions(at, "gateway stopped")?;

@@ -177,9 +177,8 @@ fn what_is_wrong_is_named_where_it_begins() {
         ),
         (format!("UPDATE leases SET ended = NULL WHERE seq = {ended}"), ended, TrailTable::Leases, LookUp),
         (
-            format!(
-                "UPDATE leases SET ended = 9999999 WHERE seq = (SELECT max(seq) FROM leases WHERE ended IS NULL)"
-            ),
+            "UPDATE leases SET ended = 9999999 WHERE seq = (SELECT max(seq) FROM leases WHERE ended IS NULL)"
+                .to_owned(),
             number("SELECT max(seq) FROM leases WHERE ended IS NULL"),
             TrailTable::Leases,
             LookUp,
