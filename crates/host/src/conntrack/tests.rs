@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::netlink::Netlink;
 use crate::netns::TemporaryNetns;
 use crate::nft::apply;
 use crate::sysctl;
@@ -17,6 +18,11 @@ fn in_namespace(work: impl FnOnce(Netfilter) + Send) {
     TemporaryNetns::create("adit-conntrack").unwrap().run_in(|| {
         for address in ["10.0.0.2/32", "10.0.0.3/32", "192.0.2.1/32", "fd00::2/128", "fd00::3/128"] {
             run(&format!("ip address add {address} dev lo"));
+        }
+        // The kernel takes up an IPv6 address a moment after it was added.
+        for address in ["fd00::2", "fd00::3"] {
+            let mut netlink = Netlink::open().unwrap();
+            assert!(netlink.wait_for_address(address.parse().unwrap(), Duration::from_secs(10)).unwrap());
         }
         apply(
             "table inet adit_test {
