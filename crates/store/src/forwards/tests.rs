@@ -101,7 +101,7 @@ fn a_user_has_so_many_over_all_devices() {
 
     let fault = add(&world, &change, &new(laptop.id)).unwrap_err();
 
-    assert!(fault.to_string().starts_with("ann has 2 forwards"), "{fault}");
+    assert!(fault.to_string().starts_with("ann has 2 forwarded ports"), "{fault}");
     add(&world, &change, &new(other.id)).unwrap();
     world.store.end_forward(&change, first.id).unwrap();
     add(&world, &change, &new(laptop.id)).unwrap();
