@@ -34,7 +34,7 @@ use crate::udp;
 use crate::virtio::{self, Header, kind};
 
 /// Flows that superpackets are collected for at one time. For one more, one of them is let go.
-pub const FLOWS: usize = 8;
+pub const FLOWS: usize = 16;
 
 /// The most packets in a superpacket: what every kernel takes in one run of UDP datagrams.
 pub const PACKETS: usize = 64;
@@ -92,16 +92,16 @@ impl<'o> Output<'o> {
 #[derive(Debug)]
 pub struct Coalescer<'a> {
     allowed: Allowed,
-    flows: [Flow<'a>; FLOWS],
+    flows: [Option<Flow<'a>>; FLOWS],
     /// The flow that makes room next.
     next: usize,
 }
 
 impl<'a> Coalescer<'a> {
-    /// Holds nothing yet. Allocates nothing, but is about 10 KiB large.
+    /// Holds nothing yet. Allocates nothing, but is about 20 KiB large.
     #[must_use]
     pub fn new(allowed: Allowed) -> Self {
-        Self { allowed, flows: [Flow::free(); FLOWS], next: 0 }
+        Self { allowed, flows: [None; FLOWS], next: 0 }
     }
 
     /// Takes the next packet. Whatever can go out by that goes to `write`, this packet or earlier ones.
@@ -114,42 +114,53 @@ impl<'a> Coalescer<'a> {
             return single(packet, write);
         };
         let candidate = Candidate::of(packet, &key, self.allowed);
-        let Some(at) = self.flows.iter().position(|flow| flow.count != 0 && flow.key == key) else {
+        let held = self.flows.iter().position(|flow| flow.as_ref().is_some_and(|flow| flow.key == key));
+        let Some(place) = held.and_then(|at| self.flows.get_mut(at)) else {
             match candidate.filter(|candidate| !candidate.last) {
-                Some(candidate) => self.start(key, &candidate, write),
+                Some(first) => self.start(Flow::new(key, &first), write),
                 None => single(packet, write),
             }
             return;
         };
-        let Some(flow) = self.flows.get_mut(at) else { return };
-        match candidate {
-            Some(candidate) if flow.accepts(&candidate) => flow.add(&candidate, write),
-            Some(candidate) if !candidate.last => {
-                flow.release(write);
-                flow.begin(key, &candidate);
+        if let (Some(next), Some(flow)) = (&candidate, place.as_mut())
+            && flow.accepts(next)
+        {
+            flow.add(next);
+            if next.last || next.payload.len() < flow.first.payload.len() {
+                release(place, write);
             }
-            _ => {
-                flow.release(write);
-                single(packet, write);
-            }
+            return;
+        }
+        release(place, write);
+        match candidate.filter(|candidate| !candidate.last) {
+            Some(first) => *place = Some(Flow::new(key, &first)),
+            None => single(packet, write),
         }
     }
 
     /// Lets everything go that is held.
     pub fn finish(&mut self, write: &mut impl FnMut(Output<'_>)) {
-        self.flows.iter_mut().for_each(|flow| flow.release(write));
+        self.flows.iter_mut().for_each(|place| release(place, write));
     }
 
-    fn start(&mut self, key: Key, first: &Candidate<'a>, write: &mut impl FnMut(Output<'_>)) {
-        let free = self.flows.iter().position(|flow| flow.count == 0);
+    fn start(&mut self, flow: Flow<'a>, write: &mut impl FnMut(Output<'_>)) {
+        let free = self.flows.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.next = (self.next + 1) % FLOWS;
             self.next
         });
-        if let Some(flow) = self.flows.get_mut(at) {
-            flow.release(write);
-            flow.begin(key, first);
+        if let Some(place) = self.flows.get_mut(at) {
+            release(place, write);
+            *place = Some(flow);
         }
+    }
+}
+
+/// Lets go what a place holds; it is free then.
+fn release(place: &mut Option<Flow<'_>>, write: &mut impl FnMut(Output<'_>)) {
+    if let Some(flow) = place {
+        flow.write(write);
+        *place = None;
     }
 }
 
@@ -238,7 +249,7 @@ impl<'a> Candidate<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Flow<'a> {
     key: Key,
-    /// Packets in it; none: the place is free.
+    /// Packets in it.
     count: usize,
     first: Candidate<'a>,
     /// Flags of the last packet that the first may lack.
@@ -250,28 +261,19 @@ struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    fn free() -> Self {
-        let nobody = IpAddr::from([0; 4]);
-        Self {
-            key: Key { ports: [0; 4], protocol: 0, source: nobody, destination: nobody },
-            count: 0,
-            first: Candidate { headers: &[], payload: &[], sequence: 0, last: false, reduced: false },
-            last_flags: 0,
-            total: 0,
-            parts: [IoSlice::new(&[]); PARTS],
-        }
+    fn new(key: Key, first: &Candidate<'a>) -> Self {
+        let total = first.headers.len() + first.payload.len();
+        let parts = [IoSlice::new(&[]); PARTS];
+        let mut flow = Self { key, count: 0, first: *first, last_flags: 0, total, parts };
+        flow.put(first.payload);
+        flow
     }
 
-    fn begin(&mut self, key: Key, first: &Candidate<'a>) {
-        (self.key, self.first, self.count, self.last_flags) = (key, *first, 1, 0);
-        self.total = first.headers.len() + first.payload.len();
-        self.put(BEFORE, first.payload);
-    }
-
-    fn put(&mut self, at: usize, part: &'a [u8]) {
-        if let Some(place) = self.parts.get_mut(at) {
-            *place = IoSlice::new(part);
+    fn put(&mut self, payload: &'a [u8]) {
+        if let Some(place) = self.parts.get_mut(BEFORE + self.count) {
+            *place = IoSlice::new(payload);
         }
+        self.count += 1;
     }
 
     fn v4(&self) -> bool {
@@ -325,35 +327,26 @@ impl<'a> Flow<'a> {
             && same(at + 18..self.first.headers.len())
     }
 
-    fn add(&mut self, next: &Candidate<'a>, write: &mut impl FnMut(Output<'_>)) {
-        self.put(BEFORE + self.count, next.payload);
-        self.count += 1;
+    fn add(&mut self, next: &Candidate<'a>) {
+        self.put(next.payload);
         self.total += next.payload.len();
         if next.last {
             self.last_flags = next.flags(self.transport()) & (FIN | PSH);
         }
-        if next.last || next.payload.len() < self.first.payload.len() {
-            self.release(write);
-        }
     }
 
-    /// Lets the superpacket go; the place is free then.
-    fn release(&mut self, write: &mut impl FnMut(Output<'_>)) {
-        let packets = std::mem::take(&mut self.count);
-        if packets == 0 {
-            return;
-        }
+    fn write(&self, write: &mut impl FnMut(Output<'_>)) {
         let (mut virtio, mut head) = ([0; virtio::LEN], [0; HEADERS]);
         let headers = head.get_mut(..self.first.headers.len()).unwrap_or_default();
         headers.copy_from_slice(self.first.headers);
-        if packets > 1 {
+        if self.count > 1 {
             virtio = self.rewrite(headers).unwrap_or_default().bytes();
         }
         let mut parts: [IoSlice<'_>; PARTS] = self.parts;
         let [first, second, ..] = &mut parts;
         (*first, *second) = (IoSlice::new(&virtio), IoSlice::new(headers));
-        let parts = parts.get(..BEFORE + packets).unwrap_or_default();
-        write(Output { parts, packets });
+        let parts = parts.get(..BEFORE + self.count).unwrap_or_default();
+        write(Output { parts, packets: self.count });
     }
 
     /// Makes the first packet's headers the superpacket's, and says how it is to be cut.

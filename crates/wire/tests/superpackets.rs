@@ -420,7 +420,7 @@ fn headers_that_lie_are_refused_with_a_reason() {
     offset[32] = 0x40;
     assert!(matches!(refusal(header, &offset), Refusal::Malformed(_)));
     assert!(matches!(refusal(header, &bytes[..50]), Refusal::Malformed(_)));
-    assert_eq!(complete(&header, &mut bytes.clone()), Err(Refusal::Kind));
+    assert_eq!(complete(&header, &mut offset), Err(Refusal::Kind));
 }
 
 #[test]
