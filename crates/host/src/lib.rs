@@ -17,7 +17,7 @@
 //! * [`netlink`] (links, addresses, routes, rules), [`nft`], [`sysctl`], [`netns`].
 //!
 //! What a daemon checks and sets when it starts: [`lock`], [`limits`], [`privilege`]; and [`services`]: which ports
-//! others have.
+//! others have; [`ethtool`]: what an interface does by itself.
 //!
 //! Everything network happens in the network namespace of the calling thread.
 
@@ -27,6 +27,7 @@ mod bpf;
 pub mod capture;
 pub mod clock;
 mod errno;
+pub mod ethtool;
 pub mod limits;
 pub mod lock;
 pub mod netlink;

@@ -161,7 +161,7 @@ impl AsFd for Tun {
 }
 
 /// The name as the kernel wants it: padded with at least one zero byte.
-fn check_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], TunFault> {
+pub(crate) fn check_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], TunFault> {
     if name.len() > MAX_NAME_LEN {
         return Err(TunFault::NameTooLong(name.to_owned()));
     }

@@ -10,7 +10,7 @@ use adit_host::netlink::{IfExists, InterfaceAddress, Netlink};
 use adit_host::netns::TemporaryNetns;
 use adit_host::poll::{Events, Interest, Poller, Waker};
 use adit_host::tun::{Tun, TunOptions};
-use adit_host::udp::{RecvBatch, SendBatch, SendFault, Slots, UdpOptions, UdpSocket};
+use adit_host::udp::{Delivery, RecvBatch, SendBatch, SendFault, Slots, TRAIN_SLOT, UdpOptions, UdpSocket};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting::new();
@@ -75,6 +75,41 @@ fn datagrams_are_received_answered_and_dropped_without_allocating() {
 
             assert_eq!((arrived, count), (640, 0), "{address}");
         }
+    });
+}
+
+#[test]
+fn trains_are_sent_joined_and_given_up_without_allocating() {
+    TemporaryNetns::create("adit-alloc").unwrap().run_in(|| {
+        let slots = Slots { size: TRAIN_SLOT, headroom: 0, tailroom: 0 };
+        let options = UdpOptions { receive_trains: true, ..UdpOptions::default() };
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        let (near, far) = (bind(), bind());
+        let to =
+            Delivery { segment: 1000, ecn: 2, ..Delivery::new(far.local_addr(), Some(near.local_addr())) };
+        let foreign = Delivery { local: Some("203.0.113.9:1".parse().unwrap()), ..to };
+        let (mut received, mut out) = (RecvBatch::new(4, slots), SendBatch::new(4, slots));
+        let mut arrived = 0;
+
+        let count = allocations(|| {
+            for trains in [true, false] {
+                near.set_trains(trains);
+                for _ in 0..10 {
+                    out.reserve().unwrap().commit_as(0..20_000, to);
+                    out.reserve().unwrap().commit_as(0..20_000, foreign);
+                    let flushed = near.flush(&mut out);
+                    assert_eq!((flushed.sent, flushed.dropped.total()), (20, 20));
+                    while far.recv_batch(&mut received).is_ok() {
+                        for datagrams in 0..received.len() {
+                            let datagrams = received.get_mut(datagrams).unwrap().into_segments();
+                            arrived += datagrams.map(|datagram| assert_eq!(datagram.len(), 1000)).count();
+                        }
+                    }
+                }
+            }
+        });
+
+        assert_eq!((arrived, count), (400, 0));
     });
 }
 
