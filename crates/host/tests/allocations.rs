@@ -9,8 +9,12 @@ use adit_host::clock;
 use adit_host::netlink::{IfExists, InterfaceAddress, Netlink};
 use adit_host::netns::TemporaryNetns;
 use adit_host::poll::{Events, Interest, Poller, Waker};
-use adit_host::tun::{Tun, TunOptions};
+use adit_host::tun::{SUPERPACKET_LEN, Tun, TunOptions};
 use adit_host::udp::{Delivery, RecvBatch, SendBatch, SendFault, Slots, TRAIN_SLOT, UdpOptions, UdpSocket};
+use adit_wire::coalesce::{Allowed, Coalescer, Output};
+use adit_wire::ip::Packet;
+use adit_wire::segment::Superpacket;
+use adit_wire::virtio::Header;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting::new();
@@ -110,6 +114,52 @@ fn trains_are_sent_joined_and_given_up_without_allocating() {
         });
 
         assert_eq!((arrived, count), (400, 0));
+    });
+}
+
+#[test]
+fn superpackets_are_cut_and_put_together_without_allocating() {
+    TemporaryNetns::create("adit-alloc").unwrap().run_in(|| {
+        let tun = Tun::open(&TunOptions { offloads: true, ..TunOptions::new("adit0") }).unwrap();
+        let mut netlink = Netlink::open().unwrap();
+        let address =
+            InterfaceAddress { interface: "adit0".to_owned(), address: "10.88.0.1/24".parse().unwrap() };
+        netlink.add_address(&address, IfExists::Fail).unwrap();
+        netlink.set_up("adit0", true).unwrap();
+        let slots = Slots { size: TRAIN_SLOT, headroom: 0, tailroom: 0 };
+        let sender = UdpSocket::bind("0.0.0.0:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+        let to = Delivery { segment: 1000, ..Delivery::new("10.88.0.2:9".parse().unwrap(), None) };
+        let mut out = SendBatch::new(1, slots);
+        let (mut read, mut room) = (vec![0; SUPERPACKET_LEN], vec![0; 2 * SUPERPACKET_LEN]);
+        let (mut packets, mut written) = (0, 0);
+
+        let count = allocations(|| {
+            for _ in 0..20 {
+                out.reserve().unwrap().commit_as(0..40_000, to);
+                assert_eq!(sender.flush(&mut out).sent, 40);
+                while let Ok(length) = tun.recv(&mut read) {
+                    let (header, bytes) = read[..length].split_first_chunk().unwrap();
+                    let superpacket = Superpacket::new(&Header::parse(header), bytes).unwrap();
+                    let step = superpacket.segment_len();
+                    for (index, piece) in room.chunks_mut(step).take(superpacket.count()).enumerate() {
+                        superpacket.write_segment(index, piece).unwrap();
+                    }
+                    packets += superpacket.count();
+                    let mut write = |output: Output<'_>| {
+                        written += output.packets();
+                        tun.send_vectored(output.parts()).unwrap();
+                    };
+                    let mut coalescer = Coalescer::new(Allowed { tcp4: true, tcp6: true, udp: true });
+                    for piece in room.chunks(step).take(superpacket.count()) {
+                        coalescer.push(&Packet::parse(piece).unwrap(), &mut write);
+                    }
+                    coalescer.finish(&mut write);
+                }
+            }
+        });
+
+        assert!(packets >= 800, "{packets}");
+        assert_eq!((written, count), (packets, 0));
     });
 }
 

@@ -328,17 +328,19 @@ fn a_full_send_buffer_stops_between_trains_and_what_is_left_is_counted() {
         netlink.add_address(&address, IfExists::Fail).unwrap();
         netlink.set_up("left0", true).unwrap();
         netlink.set_up("right0", true).unwrap();
-        let options = UdpOptions { send_buffer: Some(100_000), ..UdpOptions::default() };
+        let options = UdpOptions { send_buffer: Some(10_000), ..UdpOptions::default() };
         let sender = UdpSocket::bind(at("10.0.0.1:0"), &options).unwrap();
-        let mut out = SendBatch::new(16, SLOTS);
-        (0..16).for_each(|_| queue(&mut out, &data(40_000), train(at("10.0.0.2:1"), 1000)));
-        assert_eq!(out.len(), 640);
+        let mut out = SendBatch::new(3, Slots { size: 120_000, headroom: 0, tailroom: 0 });
+        (0..3).for_each(|_| queue(&mut out, &data(120_000), train(at("10.0.0.2:1"), 1000)));
+        assert_eq!(out.len(), 360);
 
         let flushed = sender.flush(&mut out);
 
-        assert!(flushed.blocked && flushed.sent > 0 && flushed.dropped.total() == 0, "{flushed:?}");
-        assert_eq!(out.len(), 640 - flushed.sent);
-        assert!(sender.trains());
-        assert_eq!((out.clear(), out.len()), (640 - flushed.sent, 0));
+        assert!(flushed.blocked && flushed.dropped.total() == 0 && sender.trains(), "{flushed:?}");
+        assert!(!flushed.sent.is_multiple_of(120), "it stopped within a slot: {}", flushed.sent);
+        assert_eq!(out.len(), 360 - flushed.sent);
+        let again = sender.flush(&mut out);
+        assert!(again.blocked && again.sent == 0, "{again:?}");
+        assert_eq!((out.clear(), out.len()), (360 - flushed.sent, 0));
     });
 }

@@ -127,10 +127,10 @@ impl SendBatch {
     /// How many datagrams wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        let waiting = |entry: &Outgoing| entry.delivery.datagrams(entry.range.len());
-        let begun = self.queued.get(self.done).map_or(0, |entry| entry.delivery.datagrams(self.offset));
-        let all: usize = self.queued.iter().skip(self.done).map(waiting).sum();
-        if self.offset == 0 { all } else { all - begun }
+        let all = self.queued.iter().skip(self.done);
+        let all: usize = all.map(|entry| entry.delivery.datagrams(entry.range.len())).sum();
+        let begun = self.queued.get(self.done).filter(|_| self.offset != 0);
+        all - begun.map_or(0, |entry| entry.delivery.datagrams(self.offset))
     }
 
     /// Nothing waits.
