@@ -427,8 +427,6 @@ fn headers_that_lie_are_refused_with_a_reason() {
 fn a_routing_headers_last_stop_is_in_every_checksum() {
     // A routing header with one segment left; the sender summed the last stop, 2001:db8::9.
     let inner = Sketch::tcp(true, &[5; 250]);
-    let mut direct = inner.clone();
-    direct.payload.truncate(0);
     let (header, bytes) = inner.superpacket(100);
     let mut last_stop = bytes.clone();
     last_stop[24..40].copy_from_slice(&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
