@@ -17,7 +17,7 @@
 //! * [`netlink`] (links, addresses, routes, rules), [`nft`], [`conntrack`], [`sysctl`], [`netns`].
 //!
 //! What a daemon checks and sets when it starts: [`lock`], [`limits`], [`privilege`]; and [`services`]: which ports
-//! others have.
+//! others have; [`ethtool`]: what an interface does by itself.
 //!
 //! Everything network happens in the network namespace of the calling thread.
 
@@ -28,6 +28,7 @@ pub mod capture;
 pub mod clock;
 pub mod conntrack;
 mod errno;
+pub mod ethtool;
 pub mod limits;
 pub mod lock;
 pub mod netfilter;

@@ -138,6 +138,15 @@ pub(crate) fn set_int(socket: impl AsFd, level: c_int, name: c_int, value: c_int
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
+/// Reads an option whose value is an `int`.
+pub(crate) fn get_int(socket: impl AsFd, level: c_int, name: c_int) -> rustix::io::Result<c_int> {
+    let (mut value, mut length): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
+    let (to, fd) = (&raw mut value, socket.as_fd().as_raw_fd());
+    // SAFETY: `to` points to a live `int`, `length` is its size, and both live through the call.
+    let result = unsafe { libc::getsockopt(fd, level, name, to.cast(), &raw mut length) };
+    if result == 0 { Ok(value) } else { Err(last_errno()) }
+}
+
 /// The error of the libc call that just failed.
 pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)

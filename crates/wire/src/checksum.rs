@@ -43,7 +43,8 @@ impl Sum {
     /// Adds one 16-bit word, given as a number.
     #[must_use]
     pub fn with_word(self, word: u16) -> Self {
-        self.with(&word.to_be_bytes())
+        let word = if self.odd { word.to_be().swap_bytes() } else { word.to_be() };
+        Self { words: self.words.wrapping_add(u64::from(word)), odd: self.odd }
     }
 
     /// Adds the pseudo header of TCP, UDP or ICMPv6: RFC 9293 §3.1 for IPv4, RFC 8200 §8.1 for IPv6.
@@ -167,6 +168,14 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1624_section_4_gives_zero() {
         assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn a_word_is_added_where_it_stands() {
+        let word = Sum::new().with(&[1]).with_word(0x0203).with(&[4]);
+
+        assert_eq!(word.fold(), Sum::new().with(&[1, 2, 3, 4]).fold());
+        assert_eq!(Sum::new().with_word(0x0102).fold(), 0x0102);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! * [`ip`]: [`ip::Packet`], IPv4 and IPv6 behind one type, with IPv6 extension headers walked.
 //! * [`checksum`]: the Internet checksum: sums, pseudo headers, incremental update.
 //! * [`tcp`], [`udp`], [`icmp`]: views of what an IP packet carries, the MSS clamp, ICMP errors.
+//! * [`segment`], [`coalesce`]: superpackets of a tun with a [`virtio`] header, cut and put together.
 //! * [`proxy`]: the PROXY protocol, read and written.
 //!
 //! ```
@@ -25,13 +26,16 @@
 
 mod bytes;
 pub mod checksum;
+pub mod coalesce;
 pub mod icmp;
 pub mod ip;
 mod malformed;
 pub mod proxy;
+pub mod segment;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod udp;
+pub mod virtio;
 
 pub use malformed::Malformed;

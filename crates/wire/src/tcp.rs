@@ -8,7 +8,8 @@ use crate::ip::{Packet, protocol};
 /// Length of a TCP header without options.
 pub const HEADER_LEN: usize = 20;
 
-const CHECKSUM: usize = 16;
+/// Where the checksum stands in the header.
+pub(crate) const CHECKSUM: usize = 16;
 
 /// Control bits of a segment (RFC 9293 §3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

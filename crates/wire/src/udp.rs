@@ -10,6 +10,9 @@ use crate::ip::{self, HeaderFields, protocol};
 /// Length of a UDP header.
 pub const HEADER_LEN: usize = 8;
 
+/// Where the checksum stands in the header.
+pub(crate) const CHECKSUM: usize = 6;
+
 /// A checked UDP datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {

@@ -34,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     ("ip_packet", wire::ip_packet),
     ("clamp_mss", wire::clamp_mss),
     ("icmp_error", wire::icmp_error),
+    ("segment", wire::segment),
+    ("coalesce", wire::coalesce),
     ("proxy", wire::proxy),
     ("probes", classify::probes),
     ("classify", classify::classify),

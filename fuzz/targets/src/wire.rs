@@ -3,10 +3,13 @@
 use std::net::IpAddr;
 
 use adit_wire::checksum::transport_checksum_ok;
+use adit_wire::coalesce::{Allowed, Coalescer, Output};
 use adit_wire::icmp::{self, Reason};
-use adit_wire::ip::Packet;
+use adit_wire::ip::{Packet, protocol};
 use adit_wire::proxy::{self, Preamble};
+use adit_wire::segment::{Superpacket, complete};
 use adit_wire::tcp;
+use adit_wire::virtio::{self, Header, kind};
 
 /// Views stay within their packet.
 pub(crate) fn ip_packet(bytes: &[u8]) {
@@ -57,4 +60,74 @@ pub(crate) fn proxy(bytes: &[u8]) {
     let length =
         proxy::build(&mut out, found.source, found.destination, proxy::Kind::Stream).expect("room for it");
     assert_eq!(proxy::parse(&out[..length]), Preamble::Header { length, addresses });
+}
+
+/// A virtio header and a packet: the packet is cut within bounds, into whole packets whose checksums are right.
+pub(crate) fn segment(bytes: &[u8]) {
+    let Some((header, bytes)) = bytes.split_first_chunk() else { return };
+    let header = Header::parse(header);
+    assert_eq!(Header::parse(&header.bytes()), header);
+    let mut in_place = bytes.to_vec();
+    if complete(&header, &mut in_place).is_err() {
+        assert_eq!(in_place, bytes);
+    }
+    let Ok(superpacket) = Superpacket::new(&header, bytes) else { return };
+    let (count, length) = (superpacket.count(), superpacket.segment_len());
+    let mut out = vec![0; length];
+    for index in 0..count {
+        let written = superpacket.write_segment(index, &mut out).expect("room for it");
+        assert!(written == length || (index == count - 1 && written < length));
+        let packet = Packet::parse(&out[..written]).expect("a packet");
+        assert_eq!(packet.total_len(), written);
+        if header.kind != kind::NONE && !packet.is_source_routed() {
+            assert_ne!(transport_checksum_ok(&packet), Some(false));
+        }
+    }
+    assert_eq!(superpacket.write_segment(count, &mut out), None);
+    if count == 1 && !header.needs_checksum() && header.kind == kind::NONE {
+        assert_eq!(out, superpacket.packet().bytes());
+    }
+}
+
+/// Packets, each behind two bytes of length, that are put together: what goes out stands for as many, and for the
+/// same payloads.
+pub(crate) fn coalesce(bytes: &[u8]) {
+    let mut packets = Vec::new();
+    let mut rest = bytes;
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let length = usize::from(u16::from_be_bytes(*length)).min(after.len());
+        let (packet, after) = after.split_at(length);
+        packets.extend(Packet::parse(packet));
+        rest = after;
+    }
+    let (mut out, mut count) = (vec![0; 1 << 16], 0);
+    let mut write = |output: Output<'_>| {
+        let whole = output.parts().iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>();
+        let (header, bytes) = whole.split_first_chunk::<{ virtio::LEN }>().expect("a header");
+        let superpacket = Superpacket::new(&Header::parse(header), bytes).expect("a good superpacket");
+        assert_eq!(superpacket.count(), output.packets());
+        for index in 0..superpacket.count() {
+            let written = superpacket.write_segment(index, &mut out).expect("room for it");
+            let packet = Packet::parse(&out[..written]).expect("a packet");
+            assert!(packets.iter().any(|came| same(came, &packet)), "{packet:?} did not come");
+        }
+        count += output.packets();
+    };
+    let mut coalescer = Coalescer::new(Allowed { tcp4: true, tcp6: true, udp: true });
+    packets.iter().for_each(|packet| coalescer.push(packet, &mut write));
+    coalescer.finish(&mut write);
+    assert_eq!(count, packets.len());
+}
+
+/// Equal but for what nobody may rely on.
+fn same(one: &Packet<'_>, other: &Packet<'_>) -> bool {
+    let fixed = |packet: &Packet<'_>| {
+        let mut transport = packet.transport().to_vec();
+        // All ones and all zeros are the same TCP checksum.
+        if packet.protocol() == protocol::TCP && transport.get(16..18) == Some(&[0xff; 2]) {
+            transport[16..18].fill(0);
+        }
+        (transport, packet.source(), packet.destination(), packet.hop_limit(), packet.dscp(), packet.ecn())
+    };
+    fixed(one) == fixed(other)
 }

@@ -28,9 +28,11 @@ pub(crate) enum Helper {
 #[repr(u8)]
 pub(crate) enum Op {
     Add = 0x07,
+    Multiply = 0x27,
     And = 0x57,
     LeftShift = 0x67,
     RightShift = 0x77,
+    Xor = 0xa7,
 }
 
 /// The same with a register instead of a number on the right.
@@ -98,6 +100,17 @@ impl Assembler {
     /// `to = *(u64 *)(from + offset)`
     pub(crate) fn load64(&mut self, to: Reg, from: Reg, offset: i16) {
         self.emit(0x79, to, from, offset, 0);
+    }
+
+    /// `R0 =` the byte of the packet at `offset`. Here and below R6 has to hold the context, R1 to R3 are lost, and a
+    /// packet that is too short ends the program with 0.
+    pub(crate) fn load_packet_byte(&mut self, offset: i32) {
+        self.emit(0x30, Reg::R0, Reg::R0, 0, offset);
+    }
+
+    /// `R0 =` the number in network byte order in the four bytes of the packet at `offset`.
+    pub(crate) fn load_packet32(&mut self, offset: i32) {
+        self.emit(0x20, Reg::R0, Reg::R0, 0, offset);
     }
 
     /// `*(u32 *)(to + offset) = from`

@@ -27,6 +27,8 @@ pub(crate) enum MapKind {
     Sockets = 15,
 }
 
+/// `BPF_PROG_TYPE_SOCKET_FILTER`.
+const SOCKET_FILTER: u32 = 1;
 /// `BPF_PROG_TYPE_SK_LOOKUP`, and `BPF_SK_LOOKUP` where it is attached.
 const SOCKET_LOOKUP: u32 = 30;
 const AT_SOCKET_LOOKUP: u32 = 36;
@@ -119,7 +121,7 @@ impl<const K: usize, const V: usize> Map<K, V> {
 /// # Errors
 /// The system's words, with what the verifier said of a program that it refuses.
 pub(crate) fn attach_socket_lookup(program: &[[u8; 8]], netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let program = load(program)?;
+    let program = load(program, b"adit_entrance", SOCKET_LOOKUP, AT_SOCKET_LOOKUP)?;
     let mut attributes = Attributes::new();
     attributes.number(0, program.as_raw_fd().unsigned_abs());
     attributes.number(4, netns.as_raw_fd().unsigned_abs()).number(8, AT_SOCKET_LOOKUP);
@@ -128,11 +130,20 @@ pub(crate) fn attach_socket_lookup(program: &[[u8; 8]], netns: BorrowedFd<'_>) -
     Ok(descriptor(number))
 }
 
-fn load(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
+/// Loads a program that looks at a packet and returns a number.
+///
+/// # Errors
+/// As [`attach_socket_lookup`].
+pub(crate) fn load_socket_filter(program: &[[u8; 8]], name: &[u8]) -> io::Result<OwnedFd> {
+    load(program, name, SOCKET_FILTER, 0)
+}
+
+/// `name` has at most 15 bytes.
+fn load(program: &[[u8; 8]], name: &[u8], kind: u32, attached_at: u32) -> io::Result<OwnedFd> {
     let licence = b"Dual MIT/GPL\0";
     let mut attributes = Attributes::new();
-    attributes.number(0, SOCKET_LOOKUP).number(4, program.len() as u32).bytes(8, program).bytes(16, licence);
-    attributes.put(48, b"adit_entrance").number(68, AT_SOCKET_LOOKUP);
+    attributes.number(0, kind).number(4, program.len() as u32).bytes(8, program).bytes(16, licence);
+    attributes.put(48, name).number(68, attached_at);
     // SAFETY: `program` has as many instructions of eight bytes as is said, the licence ends with a zero, and both
     // live through the call.
     let refused = match unsafe { attributes.call(Command::ProgramLoad) } {

@@ -70,6 +70,17 @@ impl Netlink {
         self.set(message, || format!("set link {interface} txqueuelen {packets}"))
     }
 
+    /// Sets the longest superpacket that is handed to an interface in one piece, in bytes: for both IP versions when it is
+    /// at most 65,536.
+    ///
+    /// # Errors
+    /// When it does not exist or does not take the value, or without privilege.
+    pub fn set_gso_max_size(&mut self, interface: &str, bytes: u32) -> Result<(), NetlinkFault> {
+        let mut message = named(interface);
+        message.attributes.push(LinkAttribute::GsoMaxSize(bytes));
+        self.set(message, || format!("set link {interface} gso_max_size {bytes}"))
+    }
+
     fn set(&mut self, message: LinkMessage, operation: impl FnOnce() -> String) -> Result<(), NetlinkFault> {
         self.request(RouteNetlinkMessage::SetLink(message), operation).map(drop)
     }

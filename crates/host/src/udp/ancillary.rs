@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use libc::c_int;
 
+use super::messages::Address;
+
 /// Length of `struct sockaddr_in6`, the longer of the two.
 const NAME_LEN: usize = 28;
 /// Length of `struct sockaddr_in`.
@@ -104,14 +106,34 @@ pub(super) struct Arrival {
     pub(super) dialled: Option<SocketAddr>,
     /// The whole TOS or traffic class byte.
     pub(super) traffic_class: u8,
+    /// Bytes of each datagram but the last, where the kernel joined several; else 0.
+    pub(super) segment: usize,
 }
 
 impl Control {
     pub(super) const EMPTY: Self = Self([0; CONTROL_LEN]);
     pub(super) const LEN: usize = CONTROL_LEN;
 
-    /// Writes one message that makes `source` the source address, and returns its length.
-    pub(super) fn write_source(&mut self, source: IpAddr, v6_socket: bool) -> usize {
+    /// Writes what goes with a datagram, and returns the length: the source address, the ECN bits if they are not
+    /// zero, and the size of the datagrams that it is to be cut into if that is not zero.
+    pub(super) fn write(&mut self, address: &Address) -> usize {
+        let Address { remote, local, v6_socket, ecn, segment } = *address;
+        let mut at = local.map_or(0, |source| self.put_source(source, v6_socket));
+        if ecn != 0 {
+            // By the datagram's version: an IPv6 socket sends IPv4 with IPv4's field.
+            let (level, kind) = match remote {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            };
+            at = self.put(at, level, kind, &c_int::from(ecn).to_ne_bytes());
+        }
+        if segment != 0 {
+            at = self.put(at, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+        at
+    }
+
+    fn put_source(&mut self, source: IpAddr, v6_socket: bool) -> usize {
         // An IPv6 source on an IPv4 socket becomes a message the kernel refuses, rather than one it
         // overlooks.
         let level = if v6_socket { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
@@ -120,7 +142,7 @@ impl Control {
                 // Interface index, source, and the destination of received datagrams.
                 let mut info = [0; PKTINFO_V4];
                 copy(&mut info, 4, &v4.octets());
-                self.write(level, libc::IP_PKTINFO, &info)
+                self.put(0, level, libc::IP_PKTINFO, &info)
             }
             (source, _) => {
                 let v6 = match source {
@@ -129,18 +151,18 @@ impl Control {
                 };
                 let mut info = [0; PKTINFO_V6];
                 copy(&mut info, 0, &v6.octets());
-                self.write(level, libc::IPV6_PKTINFO, &info)
+                self.put(0, level, libc::IPV6_PKTINFO, &info)
             }
         }
     }
 
-    fn write(&mut self, level: c_int, kind: c_int, data: &[u8]) -> usize {
-        self.0 = [0; CONTROL_LEN];
-        copy(&mut self.0, 0, &(HEADER + data.len()).to_ne_bytes());
-        copy(&mut self.0, size_of::<usize>(), &level.to_ne_bytes());
-        copy(&mut self.0, size_of::<usize>() + size_of::<c_int>(), &kind.to_ne_bytes());
-        copy(&mut self.0, HEADER, data);
-        space(data.len())
+    /// Writes one message at `at`; returns where the next one goes.
+    fn put(&mut self, at: usize, level: c_int, kind: c_int, data: &[u8]) -> usize {
+        copy(&mut self.0, at, &(HEADER + data.len()).to_ne_bytes());
+        copy(&mut self.0, at + size_of::<usize>(), &level.to_ne_bytes());
+        copy(&mut self.0, at + size_of::<usize>() + size_of::<c_int>(), &kind.to_ne_bytes());
+        copy(&mut self.0, at + HEADER, data);
+        at + space(data.len())
     }
 
     /// Reads the messages in the first `length` bytes; unknown ones are passed over.
@@ -164,6 +186,10 @@ impl Control {
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     arrival.traffic_class = array(data, 0).map_or(0, c_int::from_ne_bytes) as u8;
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let size = array(data, 0).map_or(0, c_int::from_ne_bytes);
+                    arrival.segment = usize::try_from(size).unwrap_or_default();
                 }
                 _ => {}
             }
@@ -236,7 +262,7 @@ mod tests {
         let mut control = Control::EMPTY;
         let mut bytes = Vec::new();
         let mut add = |level: c_int, kind: c_int, data: &[u8]| {
-            let length = control.write(level, kind, data);
+            let length = control.put(0, level, kind, data);
             bytes.extend_from_slice(&control.0[..length]);
         };
         add(libc::SOL_SOCKET, 999, &[1, 2, 3]);
@@ -245,6 +271,7 @@ mod tests {
         let mut name = Name::EMPTY;
         let length = name.write("192.0.2.9:4443".parse().unwrap(), false);
         add(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, &name.0[..length]);
+        add(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         let mut control = Control::EMPTY;
         control.0[..bytes.len()].copy_from_slice(&bytes);
 
@@ -253,8 +280,28 @@ mod tests {
         let dialled = Some("192.0.2.9:4443".parse().unwrap());
         assert_eq!(
             arrival,
-            Arrival { local: Some("192.0.2.1".parse().unwrap()), dialled, traffic_class: 0xb9 }
+            Arrival {
+                local: Some("192.0.2.1".parse().unwrap()),
+                dialled,
+                traffic_class: 0xb9,
+                segment: 1452
+            }
         );
+    }
+
+    #[test]
+    fn what_goes_with_a_datagram_is_written_one_behind_the_other() {
+        let mut control = Control::EMPTY;
+        let remote = "[2001:db8::1]:1".parse().unwrap();
+        let local = Some("2001:db8::2".parse().unwrap());
+        let whole = Address { remote, local, v6_socket: true, ecn: 2, segment: 1200 };
+
+        let length = control.write(&whole);
+
+        assert_eq!(length, space(PKTINFO_V6) + space(4) + space(2));
+        let arrival = control.read(length);
+        assert_eq!((arrival.local, arrival.traffic_class), (local, 2));
+        assert_eq!(control.write(&Address { local: None, ecn: 0, segment: 0, ..whole }), 0);
     }
 
     proptest! {

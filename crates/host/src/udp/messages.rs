@@ -55,6 +55,11 @@ impl Messages {
         }
         count
     }
+
+    /// Bytes of the message number `index`, as it was pointed to.
+    pub(super) fn length(&self, index: usize) -> usize {
+        self.vectors.get(index).map_or(0, |vector| vector.iov_len)
+    }
 }
 
 /// One message for [`Messages::point`].
@@ -81,12 +86,15 @@ pub(super) struct Address {
     pub(super) remote: SocketAddr,
     pub(super) local: Option<IpAddr>,
     pub(super) v6_socket: bool,
+    /// ECN bits.
+    pub(super) ecn: u8,
+    /// Bytes of each datagram that the kernel is to make of it; 0: it is one.
+    pub(super) segment: u16,
 }
 
 impl Address {
     /// Writes name and control messages; returns their lengths.
     pub(super) fn write(&self, name: &mut Name, control: &mut Control) -> (usize, usize) {
-        let control_len = self.local.map_or(0, |source| control.write_source(source, self.v6_socket));
-        (name.write(self.remote, self.v6_socket), control_len)
+        (name.write(self.remote, self.v6_socket), control.write(self))
     }
 }

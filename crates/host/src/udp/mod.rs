@@ -19,8 +19,11 @@
 //!
 //! Batches own their memory and are made once: receiving, sending and failing to send allocate nothing.
 //!
-//! A slot holds what one system call entry moves. Callers go through [`Received::segments`] and commit one
-//! range per slot, so that a slot may as well hold several equal segments.
+//! A slot holds what one entry of a system call moves: a datagram, or a train of several that are equally long but
+//! for the last. The kernel takes a train through its stack as one packet, which is most of what there is to be gained.
+//! To send one, put the datagrams one behind the other into a slot and [commit](SendSlot::commit_as) them with their
+//! length; where the kernel refuses, they go one by one. To receive them, turn on
+//! [`receive_trains`](UdpOptions::receive_trains) and go through [`Received::segments`].
 
 mod ancillary;
 mod answering;
@@ -32,17 +35,24 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{SendFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::answering::Answering;
 pub use self::recv::{Received, RecvBatch};
-pub use self::send::{Flushed, SendBatch, SendDrops, SendFault, SendSlot};
+use self::send::Way;
+pub use self::send::{
+    Delivery, Flushed, SendBatch, SendDrops, SendFault, SendSlot, TRAIN_BYTES, TRAIN_SEGMENTS,
+};
 use crate::errno::uninterrupted;
 pub use crate::socket::{BindFault, BufferSizes, set_mark};
-use crate::socket::{buffer_sizes, local_address, open, set_int, set_receive_buffer, set_send_buffer};
+use crate::socket::{
+    buffer_sizes, get_int, local_address, open, set_int, set_receive_buffer, set_send_buffer,
+};
 
 /// What the kernel does about datagrams larger than the path takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -86,7 +96,13 @@ pub struct UdpOptions {
     pub receive_errors: bool,
     /// Mark of outgoing packets, see [`set_mark`].
     pub mark: Option<u32>,
+    /// The kernel joins equal datagrams of one sender, and a slot receives them together (`UDP_GRO`): slots of less
+    /// than [`TRAIN_SLOT`] bytes lose what does not fit. A kernel that cannot gives them one by one.
+    pub receive_trains: bool,
 }
+
+/// Bytes of a slot that holds whatever the kernel joins.
+pub const TRAIN_SLOT: usize = 65_535;
 
 impl Default for UdpOptions {
     fn default() -> Self {
@@ -101,6 +117,7 @@ impl Default for UdpOptions {
             path_mtu: PathMtu::Probe,
             receive_errors: false,
             mark: None,
+            receive_trains: false,
         }
     }
 }
@@ -130,6 +147,8 @@ pub struct UdpSocket {
     local: SocketAddr,
     /// Of a socket that captures: what it answers through.
     answering: Option<Arc<Answering>>,
+    /// The kernel cuts trains into datagrams.
+    trains: AtomicBool,
 }
 
 impl UdpSocket {
@@ -142,8 +161,7 @@ impl UdpSocket {
             let fd = open(address.ip(), SocketType::DGRAM)?;
             configure(&fd, address.ip(), options)?;
             rustix::net::bind(&fd, &address)?;
-            let local = local_address(&fd)?;
-            Ok(Self { fd, local, answering: None })
+            Self::own(fd)
         };
         attempt().map_err(|errno| BindFault::new(address, "udp", errno))
     }
@@ -177,8 +195,8 @@ impl UdpSocket {
     }
 
     /// Sends what `batch` has received from `remote` on to the peer of this [connected](Self::connect) socket, each
-    /// datagram with `prefix` before it, in as few calls as possible. Datagrams of others, truncated ones, and all where
-    /// the batch's headroom does not hold the prefix, stay behind. What cannot be sent is dropped and counted: also what
+    /// datagram with `prefix` before it, in as few calls as possible. Datagrams of others, truncated and joined ones, and
+    /// all where the batch's headroom does not hold the prefix, stay behind. What cannot be sent is dropped and counted: also what
     /// finds the send buffer full, as on a full link.
     pub fn forward(&self, batch: &mut RecvBatch, remote: SocketAddr, prefix: &[u8]) -> Flushed {
         batch.forward(self.fd.as_fd(), remote, prefix)
@@ -198,8 +216,14 @@ impl UdpSocket {
     /// # Errors
     /// When it is not a socket on an IP address.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self::own(fd)?)
+    }
+
+    fn own(fd: OwnedFd) -> rustix::io::Result<Self> {
         let local = local_address(&fd)?;
-        Ok(Self { fd, local, answering: None })
+        // Linux 4.18 can, which is when it learned the option.
+        let trains = AtomicBool::new(get_int(&fd, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok());
+        Ok(Self { fd, local, answering: None, trains })
     }
 
     /// The descriptor, to hand to another process.
@@ -212,6 +236,18 @@ impl UdpSocket {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Whether trains go to the kernel in one piece. False once it has refused one whose datagrams it took singly; that
+    /// is remembered until [`set_trains`](Self::set_trains).
+    #[must_use]
+    pub fn trains(&self) -> bool {
+        self.trains.load(Ordering::Relaxed)
+    }
+
+    /// Turns trains off, or on again, such as when another way to the peers has been found.
+    pub fn set_trains(&self, on: bool) {
+        self.trains.store(on, Ordering::Relaxed);
     }
 
     /// How much may wait, as the kernel granted it.
@@ -232,13 +268,14 @@ impl UdpSocket {
         batch.receive(self.fd.as_fd(), self.local)
     }
 
-    /// Sends the batch. A datagram that cannot be sent is dropped and counted by kind; the others go out.
+    /// Sends the batch, trains in one piece where the kernel takes them. A datagram that cannot be sent is dropped and counted by kind; the others go out.
     /// Never waits: when the send buffer is full, [`Flushed::blocked`] is set and the rest stays in the
     /// batch, to be flushed again or [cleared](SendBatch::clear).
     pub fn flush(&self, batch: &mut SendBatch) -> Flushed {
+        let way = Way { v6_socket: self.local.is_ipv6(), trains: &self.trains };
         match &self.answering {
-            Some(answering) => batch.flush_by(self.local.is_ipv6(), |local| answering.socket(local)),
-            None => batch.flush(self.fd.as_fd(), self.local.is_ipv6()),
+            Some(answering) => batch.flush_by(way, |local| answering.socket(local)),
+            None => batch.flush(self.fd.as_fd(), way),
         }
     }
 
@@ -321,6 +358,13 @@ fn configure(fd: &OwnedFd, address: IpAddr, options: &UdpOptions) -> rustix::io:
     }
     if options.reuse_port {
         sockopt::set_socket_reuseport(fd, true)?;
+    }
+    if options.receive_trains {
+        match set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1) {
+            // Before Linux 5.0.
+            Ok(()) | Err(Errno::NOPROTOOPT) => {}
+            Err(errno) => return Err(errno),
+        }
     }
     if let Some(bytes) = options.recv_buffer {
         set_receive_buffer(fd, bytes)?;

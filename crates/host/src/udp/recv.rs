@@ -98,7 +98,7 @@ impl RecvBatch {
             let arrival = control.read(message.msg_controllen as _);
             Meta {
                 len: (header.msg_len as usize).min(size),
-                segment: 0,
+                segment: arrival.segment,
                 // The kernel names the sender of every UDP datagram.
                 remote: name.read(message.msg_namelen as usize).unwrap_or_else(unspecified),
                 local: arrival
@@ -114,13 +114,13 @@ impl RecvBatch {
     pub(super) fn forward(&mut self, fd: BorrowedFd<'_>, remote: SocketAddr, prefix: &[u8]) -> Flushed {
         let headroom = self.slots.headroom;
         let slots = zip(self.storage.chunks_exact_mut(self.slots.stride()), &self.arrived);
-        let parts = slots.filter(|(_, meta)| meta.remote == remote && !meta.truncated).filter_map(
-            |(buffer, meta)| {
+        let parts = slots
+            .filter(|(_, meta)| meta.remote == remote && !meta.truncated && meta.segment == 0)
+            .filter_map(|(buffer, meta)| {
                 let bytes = buffer.get_mut(headroom.checked_sub(prefix.len())?..headroom + meta.len)?;
                 bytes.get_mut(..prefix.len())?.copy_from_slice(prefix);
                 Some(Part { bytes, envelope: Envelope::Peer })
-            },
-        );
+            });
         let count = self.messages.point(parts);
         let mut flushed = Flushed::default();
         while let Some(rest) =
@@ -131,7 +131,7 @@ impl RecvBatch {
                 Ok(sent) => flushed.sent += sent.max(1),
                 Err(errno) => {
                     flushed.blocked |= errno == Errno::WOULDBLOCK;
-                    flushed.dropped.count(SendFault::from_errno(errno));
+                    flushed.dropped.count(SendFault::from_errno(errno), 1);
                 }
             }
         }
@@ -157,26 +157,37 @@ pub struct Received<'a> {
     meta: Meta,
 }
 
-impl Received<'_> {
+impl<'a> Received<'a> {
     /// The whole slot: headroom, room for the longest datagram, tailroom. The datagrams lie where
     /// [`segments`](Self::segments) says.
     pub fn buffer(&mut self) -> &mut [u8] {
         self.buffer
     }
 
-    /// Where in [`buffer`](Self::buffer) the datagrams are. One today; several of equal length, the last one
-    /// perhaps shorter, when the kernel joins datagrams of one sender.
+    /// Where in [`buffer`](Self::buffer) the datagrams are: several of equal length, the last one perhaps shorter,
+    /// where the kernel [joined](super::UdpOptions::receive_trains) datagrams of one sender, and else one.
     pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (start, end) = (self.headroom, self.headroom + self.meta.len);
-        let step = if self.meta.segment == 0 { self.meta.len.max(1) } else { self.meta.segment };
+        let step = self.step();
         // An empty datagram is one datagram.
         (start..end.max(start + 1)).step_by(step).map(move |from| from..(from + step).min(end))
+    }
+
+    fn step(&self) -> usize {
+        if self.meta.segment == 0 { self.meta.len.max(1) } else { self.meta.segment }
     }
 
     /// The bytes that arrived.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.buffer.get(self.headroom..self.headroom + self.meta.len).unwrap_or_default()
+    }
+
+    /// The datagrams as pieces that can be worked on, and kept, each on its own. An empty datagram is not among them.
+    pub fn into_segments(self) -> impl Iterator<Item = &'a mut [u8]> {
+        let step = self.step();
+        let end = self.headroom + self.meta.len;
+        self.buffer.get_mut(self.headroom..end).unwrap_or_default().chunks_mut(step)
     }
 
     /// Who sent it.
@@ -229,5 +240,19 @@ mod tests {
         assert_eq!(received(buffer, 10, 4), [(4, 8), (8, 12), (12, 14)]);
         assert_eq!(received(buffer, 8, 4), [(4, 8), (8, 12)]);
         assert_eq!(received(buffer, 0, 0), [(4, 4)]);
+    }
+
+    #[test]
+    fn pieces_lie_where_the_segments_are() {
+        let buffer: &mut [u8; 16] = &mut std::array::from_fn(|at| at as u8);
+        let (remote, local) = (unspecified(), unspecified());
+        let meta = Meta { len: 10, segment: 4, remote, local, ecn: 0, truncated: false };
+
+        let mut pieces = Received { buffer, headroom: 4, meta }.into_segments();
+
+        let first = pieces.next().unwrap();
+        first[0] = 99;
+        let rest: Vec<&mut [u8]> = pieces.collect();
+        assert_eq!((&*first, rest), (&[99, 5, 6, 7][..], vec![&mut [8, 9, 10, 11][..], &mut [12, 13]]));
     }
 }

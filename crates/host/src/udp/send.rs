@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -16,6 +17,13 @@ use super::ancillary::{Control, Name};
 use super::messages::{Address, Envelope, Messages, Part};
 use crate::errno::{self, uninterrupted};
 use crate::socket::last_errno;
+
+/// Most datagrams that one call hands to the kernel in one piece: what every kernel with the option takes.
+pub const TRAIN_SEGMENTS: usize = 64;
+
+/// Most bytes of such a train, so that with the headers of Ethernet and IPv6 it is below the 64 KiB from which on an
+/// interface does not cut it by itself.
+pub const TRAIN_BYTES: usize = 65_400;
 
 /// Datagrams waiting to be sent. Made once, used again and again.
 pub struct SendBatch {
@@ -26,13 +34,71 @@ pub struct SendBatch {
     queued: Vec<Outgoing>,
     /// How many of them are dealt with already.
     done: usize,
+    /// How many bytes of the next one are dealt with.
+    offset: usize,
+    /// The next one goes out datagram by datagram.
+    singly: Singly,
 }
 
 #[derive(Debug, Clone)]
 struct Outgoing {
     range: Range<usize>,
-    remote: SocketAddr,
-    local: Option<SocketAddr>,
+    delivery: Delivery,
+}
+
+/// Whether the entry that is under way goes out as a train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Singly {
+    No,
+    /// The train was too large for the path; its datagrams may be too.
+    TooBig,
+    /// The kernel refused it, for being a train or for another reason: if its datagrams go, then for that.
+    Refused,
+}
+
+/// Where the bytes of a slot go, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// To whom.
+    pub remote: SocketAddr,
+    /// From where, else from what routing chooses. The port counts for sockets that [capture](crate::capture) ports;
+    /// others have one.
+    pub local: Option<SocketAddr>,
+    /// The bytes are several datagrams of this length, one behind the other, the last one perhaps shorter. 0: they are
+    /// one.
+    pub segment: usize,
+    /// Explicit congestion notification, 2 bits (RFC 3168 §5).
+    pub ecn: u8,
+}
+
+impl Delivery {
+    /// One datagram without ECN.
+    #[must_use]
+    pub fn new(remote: SocketAddr, local: Option<SocketAddr>) -> Self {
+        Self { remote, local, segment: 0, ecn: 0 }
+    }
+
+    /// How many datagrams `length` bytes are.
+    fn datagrams(&self, length: usize) -> usize {
+        if self.segment == 0 { 1 } else { length.div_ceil(self.segment).max(1) }
+    }
+
+    /// Most bytes that go out in one message.
+    fn piece(&self, length: usize, trains: bool) -> usize {
+        match self.segment {
+            0 => length.max(1),
+            size if trains => size * (TRAIN_BYTES / size).clamp(1, TRAIN_SEGMENTS),
+            size => size,
+        }
+    }
+}
+
+/// Through what a batch is sent.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) v6_socket: bool,
+    /// Whether the kernel cuts trains. Turned off by the first that it refuses.
+    pub(super) trains: &'a AtomicBool,
 }
 
 impl SendBatch {
@@ -46,6 +112,8 @@ impl SendBatch {
             messages: Messages::new(count),
             queued: Vec::with_capacity(count),
             done: 0,
+            offset: 0,
+            singly: Singly::No,
         }
     }
 
@@ -59,29 +127,30 @@ impl SendBatch {
     /// How many datagrams wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queued.len() - self.done
+        let all = self.queued.iter().skip(self.done);
+        let all: usize = all.map(|entry| entry.delivery.datagrams(entry.range.len())).sum();
+        let begun = self.queued.get(self.done).filter(|_| self.offset != 0);
+        all - begun.map_or(0, |entry| entry.delivery.datagrams(self.offset))
     }
 
     /// Nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.done == self.queued.len()
     }
 
     /// Forgets what waits; returns how many datagrams that were.
     pub fn clear(&mut self) -> usize {
         let waiting = self.len();
         self.queued.clear();
-        self.done = 0;
+        (self.done, self.offset, self.singly) = (0, 0, Singly::No);
         waiting
     }
 
     /// Sends what waits through one socket.
-    pub(super) fn flush(&mut self, fd: BorrowedFd<'_>, v6_socket: bool) -> Flushed {
+    pub(super) fn flush(&mut self, fd: BorrowedFd<'_>, way: Way<'_>) -> Flushed {
         let mut flushed = Flushed::default();
-        let count = self.prepare(v6_socket, true);
-        let at = self.transmit(fd, 0..count, &mut flushed);
-        self.done += at;
+        self.send_until(self.queued.len(), fd, way, true, &mut flushed);
         if !flushed.blocked {
             self.clear();
         }
@@ -92,66 +161,127 @@ impl SendBatch {
     /// socket is full or cannot be made is dropped, so that it does not hold up the others.
     pub(super) fn flush_by(
         &mut self,
-        v6_socket: bool,
+        way: Way<'_>,
         socket_for: impl Fn(SocketAddr) -> io::Result<Arc<OwnedFd>>,
     ) -> Flushed {
         let mut flushed = Flushed::default();
-        let count = self.prepare(v6_socket, false);
-        let mut at = 0;
-        while let Some(first) = self.queued.get(self.done + at).filter(|_| at < count) {
-            let local = first.local;
-            let run = self.queued.iter().skip(self.done + at).take_while(|next| next.local == local).count();
-            let end = (at + run).min(count);
-            let sent = match local.map(&socket_for) {
-                Some(Ok(socket)) => self.transmit(socket.as_fd(), at..end, &mut flushed),
-                Some(Err(error)) => {
-                    (at..end).for_each(|_| flushed.dropped.count(SendFault::of(&error)));
-                    end - at
-                }
-                None => 0,
-            };
-            (at + sent..end).for_each(|_| flushed.dropped.count(SendFault::NoBuffers));
-            at = end;
+        while let Some(first) = self.queued.get(self.done) {
+            let local = first.delivery.local;
+            let run =
+                self.queued.iter().skip(self.done).take_while(|next| next.delivery.local == local).count();
+            let end = self.done + run;
+            let mut fault = SendFault::NoBuffers;
+            match local.map(&socket_for) {
+                Some(Ok(socket)) => self.send_until(end, socket.as_fd(), way, false, &mut flushed),
+                Some(Err(error)) => fault = SendFault::of(&error),
+                None => {}
+            }
+            while let Some(entry) = self.queued.get(self.done).filter(|_| self.done < end) {
+                let dropped = self.advance(entry.range.len() - self.offset);
+                flushed.dropped.count(fault, dropped);
+            }
+            flushed.blocked = false;
         }
-        flushed.blocked = false;
         self.clear();
         flushed
     }
 
-    /// Sends these prepared messages; returns how many are dealt with.
-    fn transmit(&mut self, fd: BorrowedFd<'_>, range: Range<usize>, flushed: &mut Flushed) -> usize {
-        let mut at = range.start;
-        while let Some(rest) = self.messages.headers.get_mut(at..range.end).filter(|rest| !rest.is_empty()) {
+    /// Sends the entries before number `end`, until the socket is full. `choose_source` is for a socket that leaves the
+    /// source address open.
+    fn send_until(
+        &mut self,
+        end: usize,
+        fd: BorrowedFd<'_>,
+        way: Way<'_>,
+        choose_source: bool,
+        flushed: &mut Flushed,
+    ) {
+        while self.done < end && !flushed.blocked {
+            let count = self.prepare(end, way, choose_source);
+            self.transmit(fd, count, way, flushed);
+        }
+    }
+
+    /// Sends prepared messages, until the socket is full or the rest has to be prepared anew.
+    fn transmit(&mut self, fd: BorrowedFd<'_>, count: usize, way: Way<'_>, flushed: &mut Flushed) {
+        let mut at = 0;
+        while let Some(rest) = self.messages.headers.get_mut(at..count).filter(|rest| !rest.is_empty()) {
             match send(fd, rest) {
                 Ok(sent) => {
-                    flushed.sent += sent;
+                    if self.singly == Singly::Refused && sent > 0 {
+                        way.trains.store(false, Ordering::Relaxed);
+                    }
+                    for message in at..at + sent.max(1) {
+                        flushed.sent += self.advance(self.messages.length(message));
+                    }
                     at += sent.max(1);
                 }
                 Err(Errno::WOULDBLOCK) => {
                     flushed.blocked = true;
-                    break;
+                    return;
                 }
-                // The error is about the first message of the call: that one goes, the others have their
-                // turn.
+                // The error is about the first message of the call.
+                Err(errno) if self.is_train(at) && self.give_up_train(errno) => return,
+                // That one goes, the others have their turn.
                 Err(errno) => {
-                    flushed.dropped.count(SendFault::from_errno(errno));
+                    let dropped = self.advance(self.messages.length(at));
+                    flushed.dropped.count(SendFault::from_errno(errno), dropped);
                     at += 1;
                 }
             }
         }
-        at - range.start
     }
 
-    /// Points the message headers to what waits; returns how many messages that are. `choose_source` is for a socket
-    /// that leaves the source address open.
-    fn prepare(&mut self, v6_socket: bool, choose_source: bool) -> usize {
+    /// One message of so many bytes is dealt with; returns how many datagrams it was.
+    fn advance(&mut self, length: usize) -> usize {
+        let Some(entry) = self.queued.get(self.done) else { return 0 };
+        self.offset += length;
+        let datagrams = entry.delivery.datagrams(length);
+        if self.offset >= entry.range.len() {
+            self.done += 1;
+            (self.offset, self.singly) = (0, Singly::No);
+        }
+        datagrams
+    }
+
+    /// Message number `at`, which is the next one, is several datagrams.
+    fn is_train(&self, at: usize) -> bool {
+        let length = self.messages.length(at);
+        self.queued.get(self.done).is_some_and(|entry| entry.delivery.datagrams(length) > 1)
+    }
+
+    /// Whether this error of a train is none of its datagrams', as far as one can tell: then they are tried singly.
+    fn give_up_train(&mut self, errno: Errno) -> bool {
+        self.singly = match errno {
+            Errno::MSGSIZE => Singly::TooBig,
+            // A socket or route whose packets are not cut, such as one with IPsec; a kernel that takes fewer.
+            Errno::INVAL | Errno::IO => Singly::Refused,
+            _ => return false,
+        };
+        true
+    }
+
+    /// Points the message headers to what waits before entry number `end`; returns how many messages that are.
+    fn prepare(&mut self, end: usize, way: Way<'_>, choose_source: bool) -> usize {
+        let trains = way.trains.load(Ordering::Relaxed);
+        let (done, offset, singly) = (self.done, self.offset, self.singly);
         let buffers = self.storage.chunks_exact_mut(self.slots.stride());
-        let parts = zip(buffers, &self.queued).skip(self.done).map(|(buffer, outgoing)| {
-            let local = outgoing.local.filter(|_| choose_source).map(|local| local.ip());
-            Part {
-                bytes: buffer.get_mut(outgoing.range.clone()).unwrap_or_default(),
-                envelope: Envelope::To(Address { remote: outgoing.remote, local, v6_socket }),
-            }
+        let entries = zip(buffers, &self.queued).enumerate().take(end).skip(done);
+        let parts = entries.flat_map(|(index, (buffer, entry))| {
+            let Outgoing { range, delivery } = entry;
+            let Delivery { remote, local, segment, ecn } = *delivery;
+            let first = index == done;
+            let start = range.start + if first { offset } else { 0 };
+            let bytes = buffer.get_mut(start..range.end).unwrap_or_default();
+            let piece = delivery.piece(bytes.len(), trains && !(first && singly != Singly::No));
+            let local = local.filter(|_| choose_source).map(|local| local.ip());
+            // An empty datagram is one datagram.
+            let empty: Option<&mut [u8]> = bytes.is_empty().then_some(&mut []);
+            bytes.chunks_mut(piece).chain(empty).map(move |bytes| {
+                let segment = if bytes.len() > segment { segment as u16 } else { 0 };
+                let address = Address { remote, local, v6_socket: way.v6_socket, ecn, segment };
+                Part { bytes, envelope: Envelope::To(address) }
+            })
         });
         self.messages.point(parts)
     }
@@ -189,15 +319,25 @@ impl SendSlot<'_> {
         self.buffer.get_mut(headroom..headroom + size).unwrap_or_default()
     }
 
-    /// Queues the bytes at `range` of [`buffer`](Self::buffer) for `remote`, to be sent from `local` if
-    /// given, else from what routing chooses. The port of `local` counts for sockets that
-    /// [capture](crate::capture) ports; others have one.
+    /// Queues the bytes at `range` of [`buffer`](Self::buffer) as one datagram for `remote`, to be sent from `local` if
+    /// given, else from what routing chooses. The port of `local` counts for sockets that [capture](crate::capture)
+    /// ports; others have one.
     ///
     /// # Panics
     /// When `range` is not inside the buffer.
     pub fn commit(self, range: Range<usize>, remote: SocketAddr, local: Option<SocketAddr>) {
+        self.commit_as(range, Delivery::new(remote, local));
+    }
+
+    /// Queues the bytes at `range` of [`buffer`](Self::buffer), which may be several datagrams: they go to the kernel in
+    /// one piece where it takes that, in pieces of at most [`TRAIN_SEGMENTS`] and [`TRAIN_BYTES`], and else one by one.
+    ///
+    /// # Panics
+    /// When `range` is not inside the buffer, or a segment is longer than a datagram can be.
+    pub fn commit_as(self, range: Range<usize>, delivery: Delivery) {
         assert!(self.buffer.get(range.clone()).is_some(), "a range inside the slot");
-        self.queued.push(Outgoing { range, remote, local });
+        assert!(delivery.segment <= TRAIN_BYTES, "segments of {} bytes", delivery.segment);
+        self.queued.push(Outgoing { range, delivery });
     }
 }
 
@@ -280,9 +420,9 @@ impl SendDrops {
         self.counts.iter().sum()
     }
 
-    pub(super) fn count(&mut self, fault: SendFault) {
+    pub(super) fn count(&mut self, fault: SendFault, datagrams: usize) {
         if let Some(count) = self.counts.get_mut(fault as usize) {
-            *count += 1;
+            *count += datagrams;
         }
     }
 }
@@ -326,7 +466,8 @@ pub(super) fn one(
     local: Option<IpAddr>,
 ) -> io::Result<()> {
     let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
-    let (name_len, control_len) = Address { remote, local, v6_socket }.write(&mut name, &mut control);
+    let address = Address { remote, local, v6_socket, ecn: 0, segment: 0 };
+    let (name_len, control_len) = address.write(&mut name, &mut control);
     let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all fields are numbers and pointers, for which all bits zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
