@@ -13,6 +13,7 @@ fn what_init_writes_is_valid_and_says_what_it_was_told() {
         name: Some("north".into()),
         pool4: vec!["10.9.0.0/24".parse().unwrap()],
         pool6: vec![],
+        exit: None,
     };
     let config = parsed(&render(&options)).unwrap();
     assert_eq!((config.name.as_str(), config.public.len()), ("north", 2));
