@@ -286,6 +286,22 @@ impl Context<'_> {
                     service.name, service.to, service.open, service.connected, service.failed
                 );
             }
+            if let Some(nat) = &status.nat {
+                text += &format!(
+                    "source ports  {} of {} blocks of {} in use",
+                    nat.in_use, nat.capacity, nat.block_size
+                );
+                text += &match nat.leaving {
+                    0 => "\n".to_owned(),
+                    count => format!(", {count} ranges leave with their last connection\n"),
+                };
+                for (reason, count) in nat.refused.iter().filter(|(_, count)| **count > 0) {
+                    text += &format!("refused  {count:>10}  {reason}\n");
+                }
+            }
+            if let Some(tracked) = &status.tracked {
+                text += &format!("tracked connections  {} of {}\n", tracked.count, tracked.max);
+            }
             for (reason, count) in &status.drops {
                 text += &format!("dropped  {count:>10}  {reason}\n");
             }

@@ -27,7 +27,7 @@ pub use nat::{
 };
 pub use problem::{PROBLEM_TYPE, Problem};
 pub use sessions::{Session, SessionClosed, SessionList, Transport};
-pub use status::{ReloadReport, ServiceStatus, Status};
+pub use status::{NatStatus, ReloadReport, ServiceStatus, Status, TrackedStatus};
 pub use users::{AddUser, User, UserCut, UserList, UserState};
 
 /// A moment, to the millisecond, written as RFC 3339 in UTC.

@@ -44,6 +44,35 @@ pub struct Status {
     pub classified: BTreeMap<String, u64>,
     /// Foreign back ends, in the configuration's order.
     pub services: Vec<ServiceStatus>,
+    /// Source ports of clients' connections; `null` without [nat].
+    pub nat: Option<NatStatus>,
+    /// Connections that the kernel tracks, of the whole machine; `null` when it cannot be asked.
+    pub tracked: Option<TrackedStatus>,
+}
+
+/// How source ports are used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatStatus {
+    /// Blocks that there are.
+    pub capacity: u32,
+    /// Blocks that somebody has.
+    pub in_use: u32,
+    /// Ports of a block.
+    pub block_size: u16,
+    /// Ranges that stay their owners' until the last connection by them is gone.
+    pub leaving: u64,
+    /// What was refused since the start: `full` (connections for which no port was left towards their destination),
+    /// `protocols` (packets of protocols without ports), `untranslated` (packets that would have left as they were).
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// How full the kernel's table of connections is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackedStatus {
+    /// Connections.
+    pub count: u64,
+    /// As many as there may be.
+    pub max: u64,
 }
 
 /// How a foreign back end is. Counts are since the start, or since it was configured otherwise.

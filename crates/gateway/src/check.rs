@@ -162,19 +162,28 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_planned_and_refused() {
-        let nat = |ports: &str| {
-            let entrance = "[[entrance]]\naddress = \"192.0.2.1\"\ntcp = \"1-29999\"\n";
-            report(&format!("{BASE}{entrance}[nat]\naddresses = [\"192.0.2.1\"]\nports = \"{ports}\"\n"))
-        };
+    fn nat_needs_an_address_of_this_machine_and_ports_of_its_own() {
         let codes =
             |report: &CheckReport| -> Vec<_> { report.problems.iter().map(|p| p.code.clone()).collect() };
-        let good = nat("40000-64511");
-        assert_eq!(codes(&good), ["unsupported"]);
-        assert!(good.problems[0].message.starts_with("[nat] is not supported by this version"));
-        let bad = nat("1280-65535");
-        assert_eq!(codes(&bad), ["overlap", "host-ports", "unsupported"], "{bad:?}");
-        assert_eq!(bad.problems[0].message, "nat 1280-65535 overlaps entrance 1-29999 on 192.0.2.1 tcp");
+        let nat = |address: &str, more: &str| {
+            let entrance = format!("[[entrance]]\naddress = \"{address}\"\ntcp = \"1-29999\"\n");
+            report(&format!("{BASE}{entrance}[nat]\naddresses = [\"{address}\"]\n{more}"))
+        };
+        // The loopback is no exit, but the one address that a new namespace has.
+        let strange = nat("192.0.2.1", "ports = \"1280-65535\"\n");
+        assert_eq!(codes(&strange), ["overlap", "host-ports", "nat-address"], "{strange:?}");
+        assert_eq!(strange.problems[0].message, "nat 1280-65535 overlaps entrance 1-29999 on 192.0.2.1 tcp");
+        assert!(strange.problems[2].hint.contains("ip address add"), "{strange:?}");
+        let small = nat("192.0.2.1", "assign = \"static\"\n");
+        assert_eq!(codes(&small), ["nat-address", "nat-blocks"], "{small:?}");
+        assert!(small.problems[1].message.contains("383 users"), "{small:?}");
+        assert!(small.problems[1].hint.contains("assign = \"lease\""), "{small:?}");
+    }
+
+    #[test]
+    fn forwards_need_nat() {
+        let text = format!("{BASE}[[entrance]]\ntcp = 443\n[forward]\n");
+        assert_eq!(report(&text).problems[0].code, "nat");
     }
 
     #[test]

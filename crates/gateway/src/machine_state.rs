@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use adit_host::capture::diversion::Diversion;
 use adit_host::conntrack::{Tracked, Usage};
 use adit_host::netlink::{InterfaceAddress, Route};
-use adit_host::nft::{Element, ElementChange, Family};
+use adit_host::nft::{Counter, Element, ElementChange, Family};
 use adit_host::plumbing::{HostState, LinkSettings, NftTable, Plumbing, PlumbingFault, Sysctl};
 use adit_plan::nat::Layout;
 use adit_plan::pool::Pools;
@@ -26,7 +26,7 @@ pub(crate) const NAT_TABLE: &str = "adit_nat";
 pub(crate) fn wanted(config: &Config, arranged: &Arranged, pools: &Pools, prefixes: &[IpNet]) -> HostState {
     let tunnel = &config.tunnel;
     let interface = tunnel.interface.as_str();
-    let mut state = HostState { sysctls: arranged.source_ports.clone(), ..HostState::default() };
+    let mut state = HostState { sysctls: arranged.sysctls.clone(), ..HostState::default() };
     let nets: Vec<IpNet> = pools.iter().map(|pool| pool.net()).collect();
     let all = nets.iter().chain(prefixes);
     if all.clone().any(|net| matches!(net, IpNet::V4(_))) {
@@ -98,8 +98,8 @@ struct Changing {
 pub(crate) struct Arranged {
     /// What is not captured although the configuration says so.
     pub(crate) others: Others,
-    /// Parameters for the source ports of the machine's own connections.
-    pub(crate) source_ports: Vec<Sysctl>,
+    /// Parameters for ports and connections.
+    pub(crate) sysctls: Vec<Sysctl>,
     /// By what captured ports come where no program captures them.
     pub(crate) diversion: Diversion,
     /// The machine before anything was changed.
@@ -168,6 +168,14 @@ impl Machine {
         Ok(self.changing().plumbing.elements(NAT_TABLE, map)?)
     }
 
+    /// What is counted of source ports, in both tables.
+    pub(crate) fn counters(&self) -> Result<Vec<Counter>, ApplyFault> {
+        let plumbing = &mut self.changing().plumbing;
+        let mut counters = plumbing.counters(NAT_TABLE)?;
+        counters.extend(plumbing.counters(TABLE)?);
+        Ok(counters)
+    }
+
     /// All tracked connections.
     pub(crate) fn connections(&self) -> Result<Vec<Tracked>, ApplyFault> {
         Ok(self.changing().plumbing.connections()?)
@@ -231,7 +239,7 @@ mod tests {
         let pools = Pools::new(&["10.88.0.0/16".parse().unwrap()], &["fd88::/64".parse().unwrap()]).unwrap();
         let site = "192.168.7.0/24".parse().unwrap();
         let source_ports = vec![Sysctl::new("net.ipv4.ip_local_port_range", "64512 65535")];
-        let arranged = Arranged { source_ports: source_ports.clone(), ..Arranged::default() };
+        let arranged = Arranged { sysctls: source_ports.clone(), ..Arranged::default() };
         let state = wanted(&config, &arranged, &pools, &[site]);
         let addresses: Vec<_> = state.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.88.0.1/16", "fd88::1/64"]);

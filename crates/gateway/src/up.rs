@@ -11,9 +11,10 @@ use std::time::Duration;
 use adit_engine::{Engine, StartFault};
 use adit_entrance::{DatagramOptions, DatagramRelays, Event, Events, Options, Reception, Unknown};
 use adit_host::lock::{LockFault, LockFile};
-use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, find_conflicts};
+use adit_host::plumbing::{InProcess, Plumbing, PlumbingFault, Recovery, Sysctl, find_conflicts};
 use adit_host::privilege::PrivilegeFault;
 use adit_host::services::Bound;
+use adit_host::sysctl;
 use adit_host::tun::TunOptions;
 use adit_plan::nat::Layout;
 use adit_store::{OpenFault, PoolsFault, Store, StoreFault};
@@ -42,6 +43,12 @@ const INBOX: usize = 8192;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long clients have to hear that the gateway goes away.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Records that are too old are looked for this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// Connections of a client that there is to be room for.
+const TRACKED_EACH: u32 = 512;
+/// Some 400 MB of them.
+const TRACKED_MOST: u32 = 1 << 20;
 /// Descriptors that every process has, where the system does not say.
 const USUAL_OPEN_FILES: u64 = 1024;
 
@@ -294,6 +301,7 @@ impl Gateway {
         let api = serve_api(&self.api, router);
         tokio::pin!(api);
         let mut look = tokio::time::interval(LOOK_AGAIN);
+        let mut old = tokio::time::interval(HOUSEKEEPING);
         let mut told = BTreeSet::new();
         self.log_start();
         ready();
@@ -304,6 +312,11 @@ impl Gateway {
                 _ = interrupt.recv() => break Ok(()),
                 _ = hangup.recv() => self.reload().await,
                 _ = look.tick() => self.name_latecomers(&mut told),
+                _ = old.tick() => {
+                    let admin = Arc::clone(&self.admin);
+                    // Nobody waits for it; what it has to say it logs.
+                    drop(tokio::task::spawn_blocking(move || admin.forget_old()));
+                }
                 () = &mut api => break Ok(()),
                 // Whoever watches over the program starts it anew; a gateway that carries nothing would look alive.
                 why = alarms.ring() => break Err(UpFault::Failed(why)),
@@ -439,7 +452,8 @@ fn relay_events(alarms: &Alarms) -> Events {
     })
 }
 
-fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
+/// Pools that the machine has a use for already.
+pub(crate) fn refuse_conflicts(config: &Config) -> Result<(), UpFault> {
     let pools: Vec<_> = config
         .tunnel
         .pool4
@@ -465,14 +479,30 @@ fn plan_ports(loaded: &Loaded) -> Result<(Decision, Arranged), UpFault> {
     }
     let before = present.clone();
     let others = Others { services: present.services.unwrap_or_default(), ..Others::default() };
+    let mut sysctls = decision.sysctls.clone();
+    if loaded.config.host.manage_sysctl
+        && let Some(layout) = &decision.layout
+    {
+        sysctls.extend(room_for_connections(layout));
+    }
     let arranged = Arranged {
         others,
-        source_ports: decision.sysctls.clone(),
+        sysctls,
         present: Some(before),
         layout: decision.layout.clone(),
         ..Arranged::default()
     };
     Ok((decision, arranged))
+}
+
+/// The kernel's table of connections, if it is too small for so many clients. It is the same for all network namespaces
+/// and may be changed in the first one only.
+fn room_for_connections(layout: &Layout) -> Option<Sysctl> {
+    const MAX: &str = "net.netfilter.nf_conntrack_max";
+    let wanted = layout.capacity().saturating_mul(TRACKED_EACH).min(TRACKED_MOST);
+    let present: u32 = sysctl::get(MAX).ok()?.parse().ok()?;
+    let first = adit_host::netns::is_initial();
+    (first && present < wanted).then(|| Sysctl::new(MAX, &wanted.to_string()))
 }
 
 /// Opens the API's socket for root and its group. A socket that a crashed gateway left is replaced; the lock on the

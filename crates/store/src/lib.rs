@@ -81,7 +81,7 @@ pub use model::{
     Recovered, Revocation, Revoked, Rolled, Session, SessionStart, User, UserRow,
 };
 pub use name::{Name, NameFault};
-pub use nat::{BlockNow, BlockOwner, Homeless, Moved, Quarantined, Replanned};
+pub use nat::{BlockNow, BlockOwner, Homeless, Moved, NatUsage, Quarantined, Replanned};
 pub use page::{Cursor, LARGEST_PAGE, Listed, Page, USUAL_PAGE};
 pub use store::Store;
 pub use time::Timestamp;

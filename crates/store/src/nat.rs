@@ -90,6 +90,19 @@ pub struct Quarantined {
     pub block: Block,
 }
 
+/// How much of a layout is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NatUsage {
+    /// Blocks that are somebody's.
+    pub in_use: u32,
+    /// Blocks that there are.
+    pub capacity: u32,
+    /// Ports of a block.
+    pub block_size: u16,
+    /// Ranges in quarantine.
+    pub quarantined: usize,
+}
+
 /// A block that is somebody's now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockNow {
@@ -177,6 +190,18 @@ impl Store {
     /// The layout that is in force, if one was set.
     pub fn nat(&self) -> Option<Layout> {
         self.state().nat.as_ref().map(|nat| nat.blocks.layout().clone())
+    }
+
+    /// How many blocks are somebody's, and how many ranges are in quarantine; `None` without NAT.
+    pub fn nat_usage(&self) -> Option<NatUsage> {
+        let state = self.state();
+        let blocks = &state.nat.as_ref()?.blocks;
+        Some(NatUsage {
+            in_use: blocks.in_use(),
+            capacity: blocks.layout().capacity(),
+            block_size: blocks.layout().block_size(),
+            quarantined: blocks.quarantined().count(),
+        })
     }
 
     /// Open leases with an address that is in no pool any more. None while no pools are set.

@@ -90,6 +90,7 @@ impl Admin {
             Some(present) => present.with_addresses_of_now(),
             None => Present::read(&new.lock()),
         };
+        crate::up::refuse_conflicts(&new.config).map_err(invalid)?;
         let decision = decide(&new.config, &present.map_err(internal)?);
         match decision.problems.first() {
             Some(problem) => Err(invalid(format!("{}; {}", problem.message, problem.hint))),
@@ -195,7 +196,21 @@ fn compare(old: &Config, new: &Config) -> Difference {
         let may = if after.client_to_client { "may" } else { "may no longer" };
         difference.live.push(format!("clients {may} reach each other"));
     }
-    let same_but = TunnelConfig { client_to_client: before.client_to_client, ..after.clone() };
+    if (&before.pool4, &before.pool6) != (&after.pool4, &after.pool6) {
+        difference.live.push("[tunnel]: other pools".into());
+    }
+    if old.nat != new.nat && old.nat.is_some() == new.nat.is_some() {
+        difference.live.push("[nat]: other source ports".into());
+    }
+    if old.forward != new.forward {
+        difference.live.push("[forward]: other forwarded ports".into());
+    }
+    let same_but = TunnelConfig {
+        client_to_client: before.client_to_client,
+        pool4: before.pool4.clone(),
+        pool6: before.pool6.clone(),
+        ..after.clone()
+    };
     if same_but != *before && difference.restart.is_empty() {
         difference.live.push("[tunnel]: for new sessions".into());
     }
@@ -238,7 +253,11 @@ mod tests {
         let dns = config(|text| text.replace("# dns", "dns"));
         assert_eq!(compare(&old, &dns).live, ["[tunnel]: for new sessions"]);
         let pool = config(|text| text.replace("10.88.0.0/16", "10.99.0.0/16"));
-        assert_eq!(compare(&old, &pool).restart, ["[tunnel] pool4 has changed"]);
+        assert_eq!(compare(&old, &pool).live, ["[tunnel]: other pools"]);
+        let mtu = config(|text| text.replace("mtu = 1500", "mtu = 1400"));
+        assert_eq!(compare(&old, &mtu).restart, ["[tunnel] mtu has changed"]);
+        let nat = config(|text| format!("{text}\n[nat]\naddresses = [\"192.0.2.1\"]\n"));
+        assert_eq!(compare(&old, &nat).restart, ["whether there is [nat] has changed"]);
         let open = config(|text| text.replace("client_to_client = false", "client_to_client = true"));
         assert_eq!(compare(&old, &open).live, ["clients may reach each other"]);
     }

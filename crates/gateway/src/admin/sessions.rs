@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use adit_api::{Problem, SessionClosed, SessionList, Status, Time};
+use adit_api::{NatStatus, Problem, SessionClosed, SessionList, Status, Time, TrackedStatus};
 use adit_openvpn::machine::Farewell;
 
 use super::{Admin, Live, millis, not_found, unavailable};
@@ -59,6 +59,18 @@ impl Admin {
             flows: live.switch.flows(),
             classified: live.switch.rules().classified(),
             services: live.switch.rules().status(),
+            nat: self.store.nat_usage().map(|usage| NatStatus {
+                capacity: usage.capacity,
+                in_use: usage.in_use,
+                block_size: usage.block_size,
+                leaving: usage.quarantined as u64,
+                refused: refused(live),
+            }),
+            tracked: live
+                .machine
+                .connection_usage()
+                .ok()
+                .map(|usage| TrackedStatus { count: usage.count.into(), max: usage.max.into() }),
             logins_refused: totals.refused,
         })
     }
@@ -115,6 +127,26 @@ impl Admin {
             .map(|service| (format!("{{service=\"{}\"}}", service.name), u64::from(service.up)))
             .collect();
         metric("service_up", "gauge", "1 where a back end answers.", &services);
+        if let Some(nat) = &status.nat {
+            metric("nat_blocks", "gauge", "Blocks of source ports.", &one(nat.capacity.into()));
+            metric("nat_blocks_in_use", "gauge", "Blocks that somebody has.", &one(nat.in_use.into()));
+            metric(
+                "nat_blocks_leaving",
+                "gauge",
+                "Ranges that were left and have connections.",
+                &one(nat.leaving),
+            );
+            metric("nat_refused_total", "counter", "Refused at the exit.", &by("reason", &nat.refused));
+        }
+        if let Some(tracked) = &status.tracked {
+            metric(
+                "tracked_connections",
+                "gauge",
+                "Connections that the kernel tracks.",
+                &one(tracked.count),
+            );
+            metric("tracked_connections_max", "gauge", "As many as there may be.", &one(tracked.max));
+        }
         metric("dropped_packets_total", "counter", "Packets dropped.", &by("reason", &status.drops));
         Ok(out)
     }
@@ -122,4 +154,17 @@ impl Admin {
     fn running(&self) -> Result<&Live, Problem> {
         self.live().ok_or_else(|| unavailable("the gateway is not running; `adit up` starts it"))
     }
+}
+
+/// What the tables of source ports have counted, by name.
+fn refused(live: &Live) -> BTreeMap<String, u64> {
+    let counters = live.machine.counters().unwrap_or_else(|fault| {
+        tracing::warn!(%fault, "cannot read counters");
+        Vec::new()
+    });
+    let mut refused = BTreeMap::new();
+    for counter in counters {
+        *refused.entry(counter.name).or_default() += counter.packets;
+    }
+    refused
 }

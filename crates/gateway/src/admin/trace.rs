@@ -44,6 +44,24 @@ impl Admin {
         Ok(Traces { traces })
     }
 
+    /// Deletes the records that are older than they are to be kept.
+    pub(crate) fn forget_old(&self) {
+        let now = crate::clock::now();
+        let kept = i64::try_from(self.loaded().config.retention().as_millis()).unwrap_or(i64::MAX);
+        let before = Timestamp::from_millis(now.as_millis().saturating_sub(kept));
+        // What lasts is written anew, so that it does not keep what was written after it.
+        let done = self.store.roll(now).and_then(|_| self.store.purge(before));
+        match done {
+            Ok(purged) if purged.leases > 0 => tracing::info!(
+                leases = purged.leases,
+                sessions = purged.sessions,
+                "records older than the retention time were deleted"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "old records could not be deleted"),
+        }
+    }
+
     fn answer(&self, query: &TraceQuery) -> Result<Trace, Problem> {
         let query = adit_store::TraceQuery {
             at: Timestamp::from_millis(query.at.as_millis()),

@@ -153,6 +153,12 @@ impl<'de> Deserialize<'de> for Block {
 }
 
 impl Config {
+    /// How long it is kept who had what.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        self.nat.as_ref().map_or_else(retention, |nat| nat.retention)
+    }
+
     /// What is wrong within the tables; what is wrong between them is the port plan's to say.
     pub(super) fn validate_ports(&self) -> Result<(), String> {
         for entrance in &self.entrance {

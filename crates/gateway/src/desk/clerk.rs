@@ -99,6 +99,7 @@ impl Clerk {
             tracing::error!(%error, "the journal's heartbeat could not be written");
         }
         self.watch_clock();
+        self.exits.watch();
         self.clear_quarantine();
         self.expire_forwards();
     }

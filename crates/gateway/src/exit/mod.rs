@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use adit_host::conntrack::Usage;
 use adit_plan::nat::{Block, Forwards, Layout};
 use adit_plan::pool::Inner;
 use ipnet::IpNet;
@@ -40,6 +41,8 @@ pub(crate) struct Exits {
     machine: Arc<Machine>,
     rules: Rules,
     unclaimed: Unclaimed,
+    /// The kernel's table of connections is nearly full, and that was said.
+    crowded: bool,
 }
 
 impl Exits {
@@ -52,7 +55,22 @@ impl Exits {
                 Unclaimed::default()
             }
         };
-        Self { machine, rules, unclaimed }
+        Self { machine, rules, unclaimed, crowded: false }
+    }
+
+    /// Says when the kernel's table of connections is nearly full: what does not fit is dropped, whoever's it is.
+    pub(crate) fn watch(&mut self) {
+        let Ok(Usage { count, max }) = self.machine.connection_usage() else { return };
+        let (count, most) = (u64::from(count), u64::from(max));
+        let crowded = count * 10 > most * if self.crowded { 8 } else { 9 };
+        if crowded && !self.crowded {
+            tracing::warn!(
+                count,
+                max,
+                "the kernel's table of connections is nearly full: raise net.netfilter.nf_conntrack_max"
+            );
+        }
+        self.crowded = crowded;
     }
 
     /// Begins a lease: nobody else's connections are at its address and ports, and its own of an earlier run stay if it

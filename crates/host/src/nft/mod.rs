@@ -2,6 +2,7 @@
 //! or not at all. Elements of sets and maps go to the kernel directly, through a
 //! [`Netfilter`](crate::netfilter::Netfilter).
 
+mod counters;
 mod elements;
 
 use std::env;
@@ -12,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::counters::Counter;
 pub use self::elements::{Change, Element, ElementChange, fields};
 use crate::errno::words;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{HostState, Plumbing, PlumbingFault};
 use crate::capture::{CaptureOptions, CapturePlan, Captured};
 use crate::conntrack::{Tracked, Usage};
-use crate::nft::{Element, ElementChange};
+use crate::nft::{Counter, Element, ElementChange};
 use crate::tcp::{self, ListenOptions};
 use crate::tun::{Tun, TunOptions};
 use crate::udp::{UdpOptions, UdpSocket};
@@ -187,6 +187,10 @@ impl Plumbing for FakePlumbing {
 
     fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault> {
         Ok(self.shared().elements.get(&(table.to_owned(), set.to_owned())).cloned().unwrap_or_default())
+    }
+
+    fn counters(&mut self, _: &str) -> Result<Vec<Counter>, PlumbingFault> {
+        Ok(Vec::new())
     }
 
     fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault> {

@@ -13,7 +13,7 @@ use crate::conntrack::{Tracked, Usage};
 use crate::netfilter::Netfilter;
 use crate::netlink::Netlink;
 use crate::netns::{Entered, Netns};
-use crate::nft::{self, Element, ElementChange};
+use crate::nft::{self, Counter, Element, ElementChange};
 use crate::sysctl::{self, SysctlFault, same_value};
 use crate::tcp::{self, ListenOptions};
 use crate::tun::{Tun, TunOptions};
@@ -252,6 +252,10 @@ impl Plumbing for InProcess {
 
     fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault> {
         Ok(self.netfilter()?.elements(table, set)?)
+    }
+
+    fn counters(&mut self, table: &str) -> Result<Vec<Counter>, PlumbingFault> {
+        Ok(self.netfilter()?.counters(table)?)
     }
 
     fn forget_connections(&mut self, inner: &[IpAddr]) -> Result<(), PlumbingFault> {

@@ -53,7 +53,7 @@ use crate::conntrack::{Tracked, Usage};
 use crate::errno::words;
 use crate::netlink::{InterfaceAddress, NetlinkFault, Route, Rule};
 use crate::netns::NetnsFault;
-use crate::nft::{Element, ElementChange, Family, NftFault};
+use crate::nft::{Counter, Element, ElementChange, Family, NftFault};
 use crate::socket::BindFault;
 use crate::sysctl::SysctlFault;
 use crate::tcp::ListenOptions;
@@ -126,6 +126,12 @@ pub trait Plumbing: Send {
     /// # Errors
     /// [`PlumbingFault::Netlink`], also when there is no such table or set.
     fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Element>, PlumbingFault>;
+
+    /// The named counters of a table of the family `inet`.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`], also when there is no such table.
+    fn counters(&mut self, table: &str) -> Result<Vec<Counter>, PlumbingFault>;
 
     /// Forgets the connections that these addresses began, or answer before addresses are changed back.
     ///
