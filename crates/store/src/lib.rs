@@ -1,5 +1,5 @@
-//! The gateway's memory: users, devices, certificates and revocations; the journal of sessions and leases; the audit
-//! trail.
+//! The gateway's memory: users, devices, certificates and revocations; the journal of sessions; the trail of leases,
+//! blocks of ports and forwards, which is evidence; the audit trail.
 //!
 //! A [`Store`] is one database. Today that is an SQLite file of this gateway alone; all SQL is in one private module
 //! behind the plain types handed out here, so that a database shared by several gateways can take its place: every

@@ -220,17 +220,21 @@ impl Sql<'_> {
         self.rows(sql, params![device.hex().as_str(), from.as_millis(), to.as_millis()], lease)
     }
 
-    /// Sessions after a place, in the order of places, that ended before a moment and have no lease here.
-    pub(crate) fn forgettable_sessions(
+    /// The sessions at places after `after`, up to `to`, that ended before a moment.
+    pub(crate) fn sessions_ended(
         &self,
         after: i64,
         to: i64,
         before: Timestamp,
     ) -> Result<Vec<i64>, StoreFault> {
-        let sql = "SELECT s.seq FROM sessions s WHERE s.seq > ?1 AND s.seq <= ?2 AND s.ended < ?3 AND NOT EXISTS \
-                   (SELECT 1 FROM leases l WHERE l.device_id = s.device_id AND l.seq > s.seq AND l.session_id = s.id) \
-                   ORDER BY s.seq";
+        let sql = "SELECT seq FROM sessions WHERE seq > ?1 AND seq <= ?2 AND ended < ?3 ORDER BY seq";
         self.rows(sql, params![after, to, before.as_millis()], |row| row.get(0))
+    }
+
+    /// The sessions that the leases at places after `after`, up to `to`, are of.
+    pub(crate) fn leased_sessions(&self, after: i64, to: i64) -> Result<Vec<SessionId>, StoreFault> {
+        let sql = "SELECT session_id FROM leases WHERE seq > ?1 AND seq <= ?2";
+        self.rows(sql, [after, to], |row| parsed(row, 0))
     }
 
     /// Whether a session of these places began at a moment or later.
