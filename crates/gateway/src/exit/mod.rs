@@ -201,3 +201,6 @@ impl Exits {
         Ok(ranges.iter().map(has).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;
