@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -217,47 +217,6 @@ fn many_connections_are_listed_whole() {
         netfilter.forget_connections(&five).unwrap();
         netfilter.forget_connections(&[IpAddr::from([10, 0, 0, 5])]).unwrap();
         assert_eq!(netfilter.connection_usage().unwrap().count, 5000 - 6 * 8);
-    });
-}
-
-/// `cargo test --release -p adit-host --lib -- --ignored --nocapture measured`
-#[test]
-#[ignore = "a measurement"]
-fn forgetting_among_a_hundred_thousand_is_measured() {
-    in_namespace(|mut netfilter| {
-        invent(&mut netfilter, 100_000);
-        let mut timed = |words: &str, work: &mut dyn FnMut(&mut Netfilter)| {
-            let mut times: Vec<Duration> = (0..9)
-                .map(|_| {
-                    let start = Instant::now();
-                    work(&mut netfilter);
-                    start.elapsed()
-                })
-                .collect();
-            times.sort();
-            eprintln!("{words}: median {:?}, worst {:?}", times[4], times[8]);
-        };
-        let nobody = |count: u8| -> Vec<IpAddr> {
-            (0..count).map(|number| IpAddr::from([172, 16, 0, number])).collect()
-        };
-        for count in [1, 3, 4, 100] {
-            let nobody = nobody(count);
-            timed(&format!("forget {count} without connections"), &mut |netfilter| {
-                netfilter.forget_connections(&nobody).unwrap();
-            });
-        }
-        let mut next = 0;
-        timed("forget 1 with 8 connections", &mut |netfilter| {
-            next += 1;
-            netfilter.forget_connections(&[IpAddr::from([10, 0, 1, next])]).unwrap();
-        });
-        timed("forget 1 of IPv6 without connections", &mut |netfilter| {
-            netfilter.forget_connections(&[IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 9])]).unwrap();
-        });
-        timed("list all", &mut |netfilter| drop(netfilter.connections().unwrap()));
-        timed("usage", &mut |netfilter| {
-            netfilter.connection_usage().unwrap();
-        });
     });
 }
 

@@ -244,14 +244,11 @@ fn has_intervals(changes: &[&Change]) -> bool {
     changes.iter().any(|change| matches!(change.place(), Place::Interval { .. }))
 }
 
-/// What is most likely there: what is to go, and nothing else. Not for intervals, of which the kernel takes
+/// What is most likely there: whatever is removed by any of the changes, and nothing else. Where that is wrong the
+/// kernel refuses. Not for intervals, of which the kernel takes
 /// the beginning of one and the end of another for the same.
 fn assume(changes: &[&Change]) -> HashMap<Place, Vec<u8>> {
-    let mut first = HashMap::new();
-    for change in changes {
-        first.entry(change.place()).or_insert(change.removes());
-    }
-    first.into_iter().filter(|(_, removes)| *removes).map(|(place, _)| (place, Vec::new())).collect()
+    changes.iter().filter(|change| change.removes()).map(|change| (change.place(), Vec::new())).collect()
 }
 
 /// The kernel refuses a whole batch for what is gone or there already.
