@@ -62,8 +62,7 @@ impl Clerk {
                 self.beat();
                 continue;
             }
-            let next = self.let_go(now).map_or(beat, |at| at.min(beat));
-            let mut next = match inbox.recv_timeout(next.saturating_duration_since(now)) {
+            let mut next = match inbox.recv_timeout(beat.saturating_duration_since(now)) {
                 Ok(ask) => Some(ask),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -99,6 +98,7 @@ impl Clerk {
             tracing::error!(%error, "the journal's heartbeat could not be written");
         }
         self.watch_clock();
+        self.let_go(Instant::now());
         self.exits.watch();
         self.clear_quarantine();
         self.expire_forwards();

@@ -52,7 +52,7 @@ impl Clerk {
             Some(old) if old.lease.inner() == inner => self.exits.change(&old.outlet, &outlet),
             old => {
                 if let Some(old) = old {
-                    self.exits.close(old.lease.inner(), &old.outlet);
+                    self.exits.close([(old.lease.inner(), &old.outlet)]);
                 }
                 let same = self.was_last(device, &lease);
                 self.exits.open(inner, &outlet, same)
@@ -60,7 +60,7 @@ impl Clerk {
         };
         if let Err(fault) = opened {
             tracing::error!(user = %who.user.name, %fault, "no source ports");
-            self.exits.close(inner, old.as_ref().map_or(&outlet, |old| &old.outlet));
+            self.exits.close([(inner, old.as_ref().map_or(&outlet, |old| &old.outlet))]);
             self.end_lease(lease);
             self.close_session(session.id, "no source ports");
             return Decision::Refused(Refused::for_a_while(TRY_LATER, fault.to_string()));
@@ -132,29 +132,21 @@ impl Clerk {
         let session = held.live.take().map(|(_, session)| session);
         let linger = if linger { self.settings.linger } else { std::time::Duration::ZERO };
         held.until = Some(Instant::now() + linger);
-        if linger.is_zero() {
-            self.give_back(device);
-        }
         if let Some(session) = session {
             self.close_session(session, reason);
         }
     }
 
-    /// Takes from devices that are away what they may not keep any longer. Gives when the next one's time is up.
-    pub(super) fn let_go(&mut self, now: Instant) -> Option<Instant> {
+    /// Takes from devices that are away what they may not keep any longer.
+    pub(super) fn let_go(&mut self, now: Instant) {
         let over: Vec<_> = self.away().filter(|(_, until)| *until <= now).map(|(device, _)| device).collect();
-        for device in over {
-            self.give_back(device);
-        }
-        self.away().map(|(_, until)| until).min()
+        self.give_back(&over);
     }
 
     /// Takes from the device that is away for longest what it has. False if none is.
     pub(super) fn reclaim(&mut self) -> bool {
         let longest = self.away().min_by_key(|(_, until)| *until).map(|(device, _)| device);
-        if let Some(device) = longest {
-            self.give_back(device);
-        }
+        self.give_back(longest.as_slice());
         longest.is_some()
     }
 
@@ -172,16 +164,17 @@ impl Clerk {
         let away = self.held.iter().filter(|(_, held)| held.until.is_some());
         let meant: Vec<_> =
             away.filter(|(device, held)| meant(device, held)).map(|(device, _)| *device).collect();
-        for device in meant {
-            self.give_back(device);
-        }
+        self.give_back(&meant);
     }
 
-    /// In this order: nothing new passes, what was under way is forgotten, the journal says so.
-    pub(super) fn give_back(&mut self, device: DeviceId) {
-        let Some(held) = self.held.remove(&device) else { return };
-        self.exits.close(held.lease.inner(), &held.outlet);
-        self.end_lease(held.lease);
+    /// In this order: nothing new passes, what was under way is forgotten, the journal says so. The kernel looks at
+    /// every connection there is for that, so the more devices at once the better.
+    pub(super) fn give_back(&mut self, devices: &[DeviceId]) {
+        let over: Vec<Held> = devices.iter().filter_map(|device| self.held.remove(device)).collect();
+        self.exits.close(over.iter().map(|held| (held.lease.inner(), &held.outlet)));
+        for held in over {
+            self.end_lease(held.lease);
+        }
     }
 
     fn end_lease(&self, lease: Lease) {

@@ -50,11 +50,9 @@ impl Clerk {
             return Err(fault);
         }
         let ends = ending(&replanned);
-        for device in &ends {
-            if self.held.get(device).is_some_and(|held| held.session().is_none()) {
-                self.give_back(*device);
-            }
-        }
+        let away = |device: &&DeviceId| self.held.get(device).is_some_and(|held| held.session().is_none());
+        let away: Vec<_> = ends.iter().filter(away).copied().collect();
+        self.give_back(&away);
         let sessions = ends.iter().filter_map(|device| self.held.get(device)?.session()).collect();
         Ok(Done { changes: described(&self.store, &replanned), ends: sessions })
     }
@@ -67,7 +65,7 @@ impl Clerk {
             self.exits.change(&held.outlet, &without).map_err(|fault| fault.to_string())?;
             held.outlet = without;
             let sites: Vec<_> = held.outlet.sites.iter().copied().map(Into::into).collect();
-            self.exits.forget(held.lease.inner(), &sites);
+            self.exits.forget(&[held.lease.inner()], &sites);
         }
         let mut after: HashMap<DeviceId, Outlet> = HashMap::new();
         for (device, held) in &self.held {

@@ -137,19 +137,22 @@ impl Exits {
         if changes.is_empty() { Ok(()) } else { self.machine.change_elements(&changes) }
     }
 
-    /// Ends a lease: nothing new leaves or comes in, and what was under way is forgotten. What fails is tried again
-    /// with the next owner, and logged.
-    pub(crate) fn close(&mut self, inner: Inner, outlet: &Outlet) {
-        if let Err(fault) = self.change(outlet, &Outlet::default()) {
-            tracing::error!(%fault, %inner, "source ports of a lease that is over could not be taken out");
-        }
-        self.forget(inner, &outlet.sites.iter().copied().map(IpNet::V4).collect::<Vec<_>>());
+    /// Ends leases: nothing new leaves or comes in, and what was under way is forgotten. What fails is logged.
+    pub(crate) fn close<'a>(&self, leases: impl IntoIterator<Item = (Inner, &'a Outlet)>) {
+        let leases: Vec<_> = leases.into_iter().collect();
+        self.suspend(leases.iter().map(|(_, outlet)| *outlet));
+        let inner: Vec<_> = leases.iter().map(|(inner, _)| *inner).collect();
+        let sites: Vec<_> =
+            leases.iter().flat_map(|(_, outlet)| &outlet.sites).copied().map(IpNet::V4).collect();
+        self.forget(&inner, &sites);
     }
 
-    /// Forgets connections of an address and of networks behind it.
-    pub(crate) fn forget(&self, inner: Inner, sites: &[IpNet]) {
-        let addresses: Vec<IpAddr> =
-            inner.v4.map(IpAddr::V4).into_iter().chain(inner.v6.map(IpAddr::V6)).collect();
+    /// Forgets connections of addresses and of networks behind them.
+    pub(crate) fn forget(&self, inner: &[Inner], sites: &[IpNet]) {
+        let addresses: Vec<IpAddr> = inner.iter().flat_map(addresses).collect();
+        if addresses.is_empty() {
+            return;
+        }
         let forgotten = self.machine.forget_connections(&addresses).and_then(|()| match sites {
             [] => Ok(()),
             sites => self.machine.forget_those(|tracked| {
@@ -158,7 +161,7 @@ impl Exits {
             }),
         });
         if let Err(fault) = forgotten {
-            tracing::error!(%fault, %inner, "tracked connections could not be deleted");
+            tracing::error!(%fault, ?inner, "tracked connections could not be deleted");
         }
     }
 
@@ -200,6 +203,10 @@ impl Exits {
         };
         Ok(ranges.iter().map(has).collect())
     }
+}
+
+fn addresses(inner: &Inner) -> impl Iterator<Item = IpAddr> + use<> {
+    inner.v4.map(IpAddr::V4).into_iter().chain(inner.v6.map(IpAddr::V6))
 }
 
 #[cfg(test)]

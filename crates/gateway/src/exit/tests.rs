@@ -46,7 +46,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 fn a_lease_that_ends_loses_its_ports_first_and_then_its_connections() {
     let (plumbing, mut exits) = exits(&[]);
     exits.open(inner(), &outlet(40_000), false).unwrap();
-    exits.close(inner(), &outlet(40_000));
+    exits.close([(inner(), &outlet(40_000))]);
     let requests = plumbing.requests();
     let change = |request: &Request| match request {
         Request::ChangeElements(changes) => changes.first().map(|change| change.change.clone()),
@@ -64,7 +64,7 @@ fn without_blocks_connections_end_with_the_lease_all_the_same() {
     let (plumbing, mut exits) = exits(&[]);
     exits.set_rules(Rules::default(), &[]).unwrap();
     exits.open(inner(), &outlet(40_000), false).unwrap();
-    exits.close(inner(), &outlet(40_000));
+    exits.close([(inner(), &outlet(40_000))]);
     assert_eq!(plumbing.requests(), [Request::ForgetConnections(addresses(&["10.88.0.2", "fd88::2"]))]);
 }
 
