@@ -65,7 +65,7 @@ bench:
 	$(SUDO) target/release/adit-bench
 
 ## The full counts, in parts of at most 40 minutes each.
-PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping proof-nat
+PROOFS := proof-machines proof-matrix proof-life proof-refusals proof-client proof-striping proof-nat proof-trail
 proof: $(PROOFS)
 
 .PHONY: $(PROOFS)
@@ -90,6 +90,12 @@ proof-striping:
 proof-nat:
 	$(call need,$(TEST_PACKAGES))
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw -- --nocapture
+
+## A year of 10,000 users: what it takes on the disk (5 GB in TMPDIR), how long a trace takes, how fast the chain is followed.
+proof-trail:
+	$(call need,gcc libc6-dev make)
+	$(CARGO) build --release -p adit-store --example trace_year
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(SUDO) target/release/examples/trace_year $$dir 10000 365 20000
 
 soak:
 	$(call need,$(TEST_PACKAGES))
