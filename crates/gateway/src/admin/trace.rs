@@ -118,7 +118,7 @@ impl Admin {
         rows.sort_by_key(|row| (row.block.address, std::cmp::Reverse(row.block.to)));
         let current = self.store.epochs().into_iter().next();
         Ok(BlockList {
-            blocks: rows.into_iter().map(in_use_row).collect(),
+            blocks: rows.iter().map(in_use_row).collect(),
             block_size: layout.block_size(),
             capacity: layout.capacity(),
             in_use: u32::try_from(in_use).unwrap_or(u32::MAX),
@@ -128,7 +128,7 @@ impl Admin {
     }
 }
 
-fn in_use_row(row: adit_store::BlockNow) -> BlockInUse {
+fn in_use_row(row: &adit_store::BlockNow) -> BlockInUse {
     BlockInUse {
         user: row.user_name.to_string(),
         device: row.device_name.to_string(),

@@ -42,9 +42,9 @@ impl Clerk {
         };
         if let Err(fault) = self.follow(&replanned, replan.layout.as_ref()) {
             // The blocks that were left are their owners' still, so they all go back.
-            let back = self.store.set_nat(old.layout.as_ref(), clock::now());
-            let back = back.and_then(|_| Ok(self.store.set_pools(old.pools).map_err(|fault| words(&fault))));
-            if let Err(error) = back.map_err(|fault| words(&fault)).and_then(|result| result) {
+            let back = self.store.set_nat(old.layout.as_ref(), clock::now()).map_err(|fault| words(&fault));
+            let back = back.and_then(|_| self.store.set_pools(old.pools).map_err(|fault| words(&fault)));
+            if let Err(error) = back {
                 tracing::error!(error, "the old source ports could not be put back in force");
             }
             return Err(fault);
