@@ -53,6 +53,33 @@ pub enum Call {
 }
 
 impl Call {
+    /// Calls from this thread's network, says the name, and waits until it comes back.
+    ///
+    /// # Errors
+    /// When nothing does.
+    pub fn dial(to: SocketAddr, tcp: bool, name: &str) -> io::Result<Self> {
+        let mut call = match tcp {
+            true => {
+                let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                Self::Tcp(stream)
+            }
+            false => {
+                let any: SocketAddr = match to {
+                    SocketAddr::V4(_) => ([0; 4], 0).into(),
+                    SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
+                };
+                let socket = UdpSocket::bind(any)?;
+                socket.connect(to)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                Self::Udp(socket)
+            }
+        };
+        call.say(&format!("{name}\n"))?;
+        Ok(call)
+    }
+
     /// Says something and waits until it comes back.
     ///
     /// # Errors
@@ -130,27 +157,7 @@ impl Witness {
     /// # Errors
     /// When nothing does.
     pub fn call(&self, name: &str, tcp: bool, number: usize) -> io::Result<Call> {
-        let to = self.address(number);
-        let mut call = match tcp {
-            true => {
-                let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                Call::Tcp(stream)
-            }
-            false => {
-                let any: SocketAddr = match to {
-                    SocketAddr::V4(_) => ([0; 4], 0).into(),
-                    SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
-                };
-                let socket = UdpSocket::bind(any)?;
-                socket.connect(to)?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                Call::Udp(socket)
-            }
-        };
-        call.say(&format!("{name}\n"))?;
-        Ok(call)
+        Call::dial(self.address(number), tcp, name)
     }
 
     /// Makes so many calls from this thread's network, TCP and UDP in turn, to all ports in turn, `at_once` of them held

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backends;
+pub mod calls;
 mod ends;
 mod matrix;
 mod parallel;

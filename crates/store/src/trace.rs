@@ -216,13 +216,18 @@ impl Search<'_> {
             return Ok(());
         };
         let forward = layout.forward();
-        if forward.is_some_and(|forward| forward.addresses.is_empty() || forward.addresses.contains(&address))
-        {
+        let forwards = forward
+            .is_some_and(|forward| forward.addresses.is_empty() || forward.addresses.contains(&address));
+        if forwards {
             self.forwarded(port, self.window.within(epoch.from, epoch.to))?;
         }
-        let ours = layout.addresses().contains(&address)
-            || forward.is_some_and(|forward| forward.addresses.contains(&address));
-        if ours && layout.host_ports().contains(&port) && self.query.protocol != Some(TraceProtocol::Icmp) {
+        let translates = layout.addresses().contains(&address);
+        let ours = translates || forward.is_some_and(|forward| forward.addresses.contains(&address));
+        // The kernel chooses none of the ports that are for others, wherever its own range is.
+        let reserved = translates && layout.ports().contains(&port)
+            || forwards && forward.is_some_and(|forward| forward.ports.contains(port));
+        let host = ours && !reserved && layout.host_ports().contains(&port);
+        if host && self.query.protocol != Some(TraceProtocol::Icmp) {
             let (from, to, gateway) = (epoch.from, epoch.to, self.sql.gateway());
             let host = TraceMatch { kind: TraceKind::Host, gateway, owner: None, block: None, from, to };
             self.found.push(host);

@@ -1,12 +1,14 @@
 //! Who plays: the gateway, stock clients, an outside web server, pings.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use adit_api::Time;
 use adit_host::netns::TemporaryNetns;
 
 use super::stage::{GATEWAY, OUTSIDE, PAGE_PORT, Stage};
@@ -111,14 +113,18 @@ impl Gateway {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let dir = stage.dir().join("gateway");
         let config = dir.join("adit.toml");
-        let init = Command::new(&program)
-            .args(["init", "--name", "demo", "--public", GATEWAY, "--dir"])
-            .arg(&dir)
-            .output()
-            .map_err(|error| error.to_string())?;
+        let mut init = Command::new(&program);
+        init.args(["init", "--name", "demo", "--public", GATEWAY, "--dir"]).arg(&dir);
+        // There, because its default route says which address clients leave by.
+        let init = stage.gateway.run_in(|| init.output()).map_err(|error| error.to_string())?;
         if !init.status.success() {
             return Err(format!("adit init: {}", String::from_utf8_lossy(&init.stderr)));
         }
+        OpenOptions::new()
+            .append(true)
+            .open(&config)
+            .and_then(|mut file| file.write_all(b"\n[forward]\nports = \"30000-39999\"\n"))
+            .map_err(|error| format!("cannot write {}: {error}", config.display()))?;
         let mut up = Command::new(&program);
         up.arg("-c").arg(&config).arg("up").env("ADIT_LOG", "info");
         let mut running = Running::start(&stage.gateway, "the gateway", &mut up)?;
@@ -152,11 +158,24 @@ impl Gateway {
 
     /// Live sessions as `user/device`.
     pub(super) fn sessions(&self) -> Result<Vec<String>, String> {
-        let list = self.call_json(&["session", "list"])?;
-        let sessions = list["sessions"].as_array().cloned().unwrap_or_default();
-        let name =
-            |session: &serde_json::Value, key: &str| session[key].as_str().unwrap_or_default().to_owned();
-        Ok(sessions.iter().map(|s| format!("{}/{}", name(s, "user"), name(s, "device"))).collect())
+        Ok(names(&self.call_json(&["session", "list"])?["sessions"]))
+    }
+
+    /// Whose visit it was, as `user/device`, by what the server's log has of it.
+    pub(super) fn trace(&self, visit: &Visit) -> Result<Vec<String>, String> {
+        let (address, port) = (visit.from.ip().to_string(), visit.from.port().to_string());
+        let seen = ["--at", &visit.at.to_string(), "--address", &address, "--port", &port, "--proto", "tcp"];
+        Ok(names(&self.call_json(&[&["trace", "--reason", "the demo"], &seen[..]].concat())?["matches"]))
+    }
+
+    /// Forwards a port to a device; which one.
+    pub(super) fn forward(&self, user: &str, device: &str, to: u16) -> Result<u16, String> {
+        let to = to.to_string();
+        let made = self.call_json(&["forward", "add", user, device, "--proto", "tcp", "--to", &to])?;
+        made["forwards"][0]["port"]
+            .as_u64()
+            .and_then(|port| u16::try_from(port).ok())
+            .ok_or_else(|| format!("adit forward add names no port: {made}"))
     }
 
     /// Removes a user; how many milliseconds that took.
@@ -171,6 +190,13 @@ impl Gateway {
     pub(super) fn stop(&mut self) -> Result<(), String> {
         self.running.terminate(Duration::from_secs(10))
     }
+}
+
+/// `user/device` of each.
+fn names(list: &serde_json::Value) -> Vec<String> {
+    let name = |of: &serde_json::Value, key: &str| of[key].as_str().unwrap_or_default().to_owned();
+    let list = list.as_array().into_iter().flatten();
+    list.map(|of| format!("{}/{}", name(of, "user"), name(of, "device"))).collect()
 }
 
 /// The `openvpn` program.
@@ -237,34 +263,47 @@ impl Pinger {
     }
 }
 
+/// A line of the web server's log.
+#[derive(Debug, Clone)]
+pub(super) struct Visit {
+    /// The page that was asked for.
+    pub(super) page: String,
+    /// Where the visitor came from.
+    pub(super) from: SocketAddr,
+    /// When.
+    pub(super) at: Time,
+}
+
 /// A web server that remembers who came.
-pub(super) struct Page(Arc<Mutex<Vec<String>>>);
+pub(super) struct Page(Arc<Mutex<Vec<Visit>>>);
 
 impl Page {
     pub(super) fn serve(namespace: &TemporaryNetns) -> Result<Self, String> {
         let listener = namespace
             .run_in(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PAGE_PORT)))
-            .map_err(|error| format!("the outside server does not start: {error}"))?;
-        let visitors = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&visitors);
+            .map_err(|error| format!("a web server does not start: {error}"))?;
+        let visits = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&visits);
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 let mut request = [0; 512];
                 let read = stream.read(&mut request).unwrap_or(0);
-                if read == 0 {
-                    continue;
-                }
+                let request = String::from_utf8_lossy(request.get(..read).unwrap_or_default()).into_owned();
+                let Some(page) = request.split(' ').nth(1) else { continue };
                 if let Ok(from) = stream.peer_addr() {
-                    log.lock().unwrap_or_else(PoisonError::into_inner).push(from.ip().to_string());
+                    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let at = Time::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+                    let visit = Visit { page: page.trim_start_matches('/').to_owned(), from, at };
+                    log.lock().unwrap_or_else(PoisonError::into_inner).push(visit);
                 }
                 let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
             }
         });
-        Ok(Self(visitors))
+        Ok(Self(visits))
     }
 
-    /// Addresses of all visitors, in order.
-    pub(super) fn visitors(&self) -> Vec<String> {
+    /// All visits, in order.
+    pub(super) fn visits(&self) -> Vec<Visit> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

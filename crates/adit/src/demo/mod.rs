@@ -17,9 +17,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use self::actors::{Gateway, Page, Pinger, StockClient};
+use self::actors::{Gateway, Page, Pinger, StockClient, Visit};
 use self::stage::Stage;
 use crate::output;
+
+/// Who plays, by user and device: they ask for a page of that name, so that the server's log says who it really was.
+const ANN: &str = "ann/laptop";
+const BOB: &str = "bob/phone";
 
 /// Runs the story; the error says which step was not seen.
 pub(crate) fn run(json: bool) -> Result<(), String> {
@@ -45,15 +49,14 @@ pub(crate) fn run(json: bool) -> Result<(), String> {
     let mut bob = StockClient::connect(&stage.bob, "bob", &bob)?;
     teller.tell("openvpn --config", &format!("both clients say: {}", StockClient::UP));
 
-    let before = page.visitors().len();
-    for client in [&stage.ann, &stage.bob] {
-        stage::browse(client)?;
+    for (client, who) in [(&stage.ann, ANN), (&stage.bob, BOB)] {
+        stage::browse(client, stage::OUTSIDE, stage::PAGE_PORT, who)?;
     }
-    let visitors = page.visitors();
-    let new = visitors.get(before..).unwrap_or_default();
-    if new.len() != 2 || new.iter().any(|from| *from != stage::GATEWAY_OUTSIDE) {
+    let visits = page.visits();
+    let exit = |visit: &&Visit| visit.from.ip().to_string() == stage::GATEWAY_OUTSIDE;
+    if visits.len() != 2 || visits.iter().filter(exit).count() != 2 {
         return Err(format!(
-            "the outside server was to be visited twice by {}; it saw {new:?}",
+            "the outside server was to be visited twice by {}; it saw {visits:?}",
             stage::GATEWAY_OUTSIDE
         ));
     }
@@ -63,12 +66,33 @@ pub(crate) fn run(json: bool) -> Result<(), String> {
     );
 
     let sessions = gateway.sessions()?;
-    for who in ["ann/laptop", "bob/phone"] {
+    for who in [ANN, BOB] {
         if !sessions.iter().any(|session| session == who) {
             return Err(format!("{who} is connected but not in `adit session list`: {sessions:?}"));
         }
     }
     teller.tell("adit session list", "both are known by user and device");
+
+    let traced = trace(&gateway, &visits)?;
+    teller.tell("adit trace", &format!("time, address and port out of that log are enough: {traced}"));
+
+    let shelf = Page::serve(&stage.bob)?;
+    let port = gateway.forward("bob", "phone", stage::PAGE_PORT)?;
+    stage::browse(&stage.outside, stage::GATEWAY_OUTSIDE, port, "outside")?;
+    match shelf.visits().as_slice() {
+        [visit] if visit.from.ip().to_string() == stage::OUTSIDE => {}
+        other => {
+            return Err(format!("one visit by {} was to reach bob's phone, not {other:?}", stage::OUTSIDE));
+        }
+    }
+    teller.tell(
+        "adit forward add bob phone",
+        &format!(
+            "the outside asks {} port {port}; the log of the web server on bob's phone has {}",
+            stage::GATEWAY_OUTSIDE,
+            stage::OUTSIDE
+        ),
+    );
 
     let ann_pings = Pinger::start(&stage.ann)?;
     let bob_pings = Pinger::start(&stage.bob)?;
@@ -87,6 +111,9 @@ pub(crate) fn run(json: bool) -> Result<(), String> {
         ),
     );
 
+    let traced = trace(&gateway, &visits)?;
+    teller.tell("adit trace", &format!("that she is gone changes nothing: {traced}"));
+
     bob.stop()?;
     gateway.stop()?;
     let left = stage.left_behind()?;
@@ -96,6 +123,19 @@ pub(crate) fn run(json: bool) -> Result<(), String> {
     teller.tell("the end", "the gateway has put its machine back as it was");
     teller.finish();
     Ok(())
+}
+
+/// Who each visit is traced to; an error when that is not who said so to the server.
+fn trace(gateway: &Gateway, visits: &[Visit]) -> Result<String, String> {
+    let mut traced = Vec::new();
+    for visit in visits {
+        let found = gateway.trace(visit)?;
+        if found != [visit.page.as_str()] {
+            return Err(format!("{visit:?} was traced to {found:?}"));
+        }
+        traced.push(format!("{} was {}", visit.from, visit.page));
+    }
+    Ok(traced.join(", "))
 }
 
 /// Tells the story as it goes.

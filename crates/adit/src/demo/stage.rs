@@ -58,7 +58,8 @@ impl Stage {
             )?;
         }
         veth("out", &stage.gateway, "in", &stage.outside).map_err(|e| fault(&e))?;
-        configure(&stage.gateway, "out", &[&format!("{GATEWAY_OUTSIDE}/24")], &[])?;
+        let far = [("0.0.0.0/0", Some(OUTSIDE), "out")];
+        configure(&stage.gateway, "out", &[&format!("{GATEWAY_OUTSIDE}/24")], &far)?;
         configure(&stage.outside, "in", &[&format!("{OUTSIDE}/24")], &[])?;
         stage.before = stage.picture()?;
         Ok(stage)
@@ -137,23 +138,23 @@ fn configure(
     namespace.run_in(work).map_err(|error| format!("cannot set up {interface}: {error}"))
 }
 
-/// Fetches the outside server's page from inside `namespace`.
-pub(super) fn browse(namespace: &TemporaryNetns) -> Result<(), String> {
+/// Fetches a page from inside `namespace`.
+pub(super) fn browse(namespace: &TemporaryNetns, server: &str, port: u16, page: &str) -> Result<(), String> {
     let fetch = || -> std::io::Result<String> {
-        let server = SocketAddr::new(OUTSIDE.parse().map_err(std::io::Error::other)?, PAGE_PORT);
+        let server = SocketAddr::new(server.parse().map_err(std::io::Error::other)?, port);
         let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET / HTTP/1.0\r\nHost: outside\r\n\r\n")?;
+        stream.write_all(format!("GET /{page} HTTP/1.0\r\nHost: {server}\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
     let answer = namespace
         .run_in(fetch)
-        .map_err(|error| format!("a client cannot reach the outside server: {error}"))?;
+        .map_err(|error| format!("{server} port {port} cannot be reached: {error}"))?;
     if answer.starts_with("HTTP/1.0 200") {
         Ok(())
     } else {
-        Err(format!("the outside server answered {answer:?}"))
+        Err(format!("{server} port {port} answered {answer:?}"))
     }
 }

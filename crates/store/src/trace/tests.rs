@@ -178,7 +178,8 @@ fn forwards_count_on_the_addresses_of_the_layout_alone() {
         assign: Assign::Lease,
         pools: vec!["10.88.0.0/24".parse().unwrap()],
         forward: Some(forward),
-        host: 64_512..=65_535,
+        // What is forwarded and what leaves by blocks is no source port of the host, even in its range.
+        host: 30_000..=65_535,
     });
     let now = world.tick();
     world.store.set_nat(Some(&layout.unwrap()), now).unwrap();
@@ -203,7 +204,10 @@ fn forwards_count_on_the_addresses_of_the_layout_alone() {
         matches.iter().map(|found| found.kind).collect()
     };
     assert_eq!(kinds("192.0.2.7", 30_001), [TraceKind::Forward]);
-    assert_eq!(kinds("192.0.2.1", 30_001), []);
+    assert_eq!(kinds("192.0.2.7", 30_002), [], "nobody's, but kept for forwards");
+    assert_eq!(kinds("192.0.2.1", 40_511), [TraceKind::Nat]);
+    assert_eq!(kinds("192.0.2.1", 40_000), [], "nobody's, but kept for clients");
+    assert_eq!(kinds("192.0.2.1", 30_001), [TraceKind::Host], "forwarded elsewhere only");
     for ours in ["192.0.2.1", "192.0.2.7"] {
         assert_eq!(kinds(ours, 65_000), [TraceKind::Host], "the gateway's own connections");
     }
