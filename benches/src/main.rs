@@ -10,6 +10,7 @@ mod capture;
 mod demux;
 mod handshakes;
 mod machine;
+mod nat;
 mod peers;
 mod report;
 mod soak;
@@ -83,6 +84,8 @@ enum Part {
     Handshakes,
     /// TCP connections of a foreign back end, beside HAProxy and sslh
     Demux,
+    /// Address translation that names users, beside one rule for all and two rules for each client
+    Nat,
     /// Packets and connections to many ports that come to one socket; only when it is asked for
     Capture,
 }
@@ -114,6 +117,9 @@ fn bench(options: Bench) {
     }
     if wanted(Part::Demux) {
         demux::run(&mut report, options.rounds, options.seconds);
+    }
+    if wanted(Part::Nat) {
+        nat::run(&mut report, options.rounds);
     }
     // A choice that was made once.
     if options.only == Some(Part::Capture) {

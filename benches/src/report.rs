@@ -88,7 +88,7 @@ fn cell(median: f64, ratio: f64, low: f64, high: f64) -> String {
 }
 
 /// The median of sorted values.
-fn middle(sorted: &[f64]) -> f64 {
+pub(crate) fn middle(sorted: &[f64]) -> f64 {
     let half = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[half] } else { (sorted[half - 1] + sorted[half]) / 2.0 }
 }
