@@ -9,8 +9,8 @@ use adit_plan::rules::{BLOCKS, render_nat};
 use serde_json::json;
 
 use super::{
-    CLIENTS, DESTINATIONS, INSIDE, Iptables, Net, PORT, SERVER, TABLE, addition, block, document, inner, left_out,
-    load, netfilter, removal,
+    CLIENTS, DESTINATIONS, INSIDE, Iptables, Net, PORT, SERVER, TABLE, addition, block, document, inner,
+    left_out, load, netfilter, removal,
 };
 use crate::report::{Report, Table};
 
