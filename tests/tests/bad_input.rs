@@ -177,17 +177,16 @@ fn a_mistake_in_the_configuration_is_named_with_line_and_remedy() {
         ("pool4 = [\"10.88.0.0/16\"]", "pool4 = [\"10.88.0.0/16\", \"10.88.1.0/24\"]", &["overlap"]),
         ("name = \"compat\"", "name = \"default\"", &["two identities named default"]),
         ("url = \"sqlite\"", "url = \"postgres://db\"", &["[store] url", "knows only \"sqlite\""]),
-        ("[store]", "[nat]\nblock = 64\n[store]", &["[nat] has no addresses"]),
-        (
-            "[store]",
-            "[nat]\naddresses = [\"192.0.2.1\"]\n[store]",
-            &["[nat] is not supported by this version", "remove it"],
-        ),
+        ("addresses = [\"198.51.100.1\"]", "addresses = []", &["[nat] has no addresses"]),
     ] {
         assert!(good.contains(right), "{right}");
         std::fs::write(gateway.config(), good.replacen(right, wrong, 1)).unwrap();
         must_refuse(&gateway, &[&[&*format!("{path}: ")][..], words].concat());
     }
+    // What this machine has not.
+    let elsewhere = good.replace("addresses = [\"198.51.100.1\"]", "addresses = [\"198.51.100.77\"]");
+    std::fs::write(gateway.config(), elsewhere).unwrap();
+    must_refuse(&gateway, &["198.51.100.77 is on no interface of this machine", "ip address add"]);
     let nobody =
         good.split("[[identity]]").next().unwrap().to_owned() + "[tunnel]\npool4 = [\"10.88.0.0/16\"]\n";
     std::fs::write(gateway.config(), nobody).unwrap();
