@@ -49,6 +49,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 const TRACKED_EACH: u32 = 512;
 /// Some 400 MB of them.
 const TRACKED_MOST: u32 = 1 << 20;
+/// Milliseconds that a gateway may have lived after its last heartbeat: two of them.
+const UNSEEN: i64 = 10_000;
 /// Descriptors that every process has, where the system does not say.
 const USUAL_OPEN_FILES: u64 = 1024;
 
@@ -403,12 +405,12 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 fn open_store(state: &Path, config: &Config, layout: Option<&Layout>) -> Result<Store, UpFault> {
     let store = Store::open(&state.join(DATABASE))?;
-    let recovered = store.recover(clock::now())?;
+    let recovered = store.recover(clock::now(), UNSEEN)?;
     if recovered.leases > 0 || recovered.sessions > 0 {
         tracing::warn!(
             sessions = recovered.sessions,
             leases = recovered.leases,
-            "the gateway was not stopped in order; its journal has been closed at the last heartbeat"
+            "the gateway was not stopped in order; its journal has been closed at the last moment that it can have lived"
         );
     }
     store.set_pools(config.tunnel.pools().map_err(AdminFault::BadPools)?)?;

@@ -110,7 +110,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(&path)?;
     timed("opening", started);
     let started = Instant::now();
-    store.recover(tick())?;
+    store.recover(tick(), 0)?;
     store.set_pools(pools)?;
     timed("recovering and reading the history of addresses", started);
     let started = Instant::now();

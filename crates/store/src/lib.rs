@@ -16,7 +16,7 @@
 //! # let path = dir.path().join("adit.db");
 //! let now = Timestamp::from_millis(1_700_000_000_000);
 //! let store = Store::create(&path, now)?;
-//! store.recover(now)?;
+//! store.recover(now, 0)?;
 //! store.set_pools(Pools::new(&["10.88.0.0/16".parse()?], &["fd88::/64".parse()?])?)?;
 //!
 //! let operator = Change { actor: "root", now };

@@ -238,7 +238,7 @@ pub struct Recovered {
     pub sessions: u64,
     /// Leases that were open.
     pub leases: u64,
-    /// The last heartbeat: when the journal was closed. Rows begun later were closed at their own beginning.
+    /// When the journal was closed. Rows begun later were closed at their own beginning.
     pub at: Timestamp,
 }
 

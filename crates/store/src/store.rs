@@ -80,7 +80,7 @@ impl Store {
     }
 
     /// Writes down that the gateway is alive, and waits until everything written so far is on the disk. Call it every
-    /// few seconds, where waiting harms nobody: after a crash the journal is closed at the last heartbeat.
+    /// few seconds, where waiting harms nobody: after a crash the journal is closed by the last one.
     pub fn heartbeat(&self, now: Timestamp) -> Result<(), StoreFault> {
         let mut state = self.state();
         state.told = now;
@@ -88,15 +88,17 @@ impl Store {
         state.db.tidy()
     }
 
-    /// Closes what a crash left open: sessions and leases of this gateway, with their blocks, end at its last heartbeat,
-    /// or where they began if that was later. Forwards stay. Call it once after opening, before the first lease; lease
-    /// handles still held lose their leases.
-    pub fn recover(&self, now: Timestamp) -> Result<Recovered, StoreFault> {
+    /// Closes what a crash left open: sessions and leases of this gateway, with their blocks, end `unseen_ms` after its
+    /// last heartbeat, for so long it may have lived on, or now if that is earlier, or where they began if that was
+    /// later. Forwards stay. Call it once after opening, before the first lease; lease handles still held lose their
+    /// leases.
+    pub fn recover(&self, now: Timestamp, unseen_ms: i64) -> Result<Recovered, StoreFault> {
         let mut state = self.state();
         let State { db, epochs, .. } = &mut *state;
         let recovered = db.transaction(Durability::Now, |sql| {
             // A heartbeat from the future tells of a clock that was wrong.
-            let at = sql.heartbeat()?.min(now);
+            let heartbeat = sql.heartbeat()?.as_millis();
+            let at = Timestamp::from_millis(heartbeat.saturating_add(unseen_ms)).min(now);
             let open = nat::all_open(sql)?;
             for lease in &open {
                 let blocks = Open::read(sql, epochs, *lease)?;

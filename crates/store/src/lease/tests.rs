@@ -68,7 +68,7 @@ fn a_device_gets_its_old_addresses_back_even_after_a_restart() {
 
     let mut world = world.after_a_kill();
     let now = world.tick();
-    world.store.recover(now).unwrap();
+    world.store.recover(now, 0).unwrap();
     world.store.set_pools(pools(&["10.88.0.0/24"], &["fd88::/64"])).unwrap();
 
     let again = [2, 0, 1].map(|place| world.lease(devices[place]).inner());
@@ -194,7 +194,7 @@ fn recovery_closes_the_journal_at_the_last_heartbeat() {
     let mut world = world.after_a_kill();
     let now = world.shift(60_000);
 
-    let recovered = world.store.recover(now).unwrap();
+    let recovered = world.store.recover(now, 0).unwrap();
 
     assert_eq!(recovered, Recovered { sessions: 2, leases: 2, at: heartbeat });
     let ended = |device| world.store.leases(device, &Page::default()).unwrap().items[0].ended;
@@ -202,7 +202,24 @@ fn recovery_closes_the_journal_at_the_last_heartbeat() {
     assert_eq!(ended(phone), Some(after.started()), "not before it began");
     let session = world.store.session(before.session()).unwrap().unwrap();
     assert_eq!((session.ended, session.reason.as_deref()), (Some(heartbeat), Some("gateway stopped")));
-    assert_eq!(world.store.recover(now).unwrap(), Recovered { sessions: 0, leases: 0, at: now });
+    assert_eq!(world.store.recover(now, 0).unwrap(), Recovered { sessions: 0, leases: 0, at: now });
+}
+
+#[test]
+fn recovery_leaves_room_for_what_passed_after_the_last_heartbeat() {
+    for (shift, expected) in [(60_000, 10_000), (4_000, 4_000)] {
+        let mut world = World::with_pools(&["10.88.0.0/24"], &[]);
+        let device = world.device("ann", "laptop").id;
+        let _lease = world.lease(device);
+        let heartbeat = world.tick();
+        world.store.heartbeat(heartbeat).unwrap();
+        let mut world = world.after_a_kill();
+        let now = world.shift(shift);
+        let ended = world.store.recover(now, 10_000).unwrap().at;
+        let passed = ended.as_millis() - heartbeat.as_millis();
+        assert!(passed == expected || (ended == now && expected == shift), "{passed} after {shift}");
+        assert_eq!(world.store.leases(device, &Page::default()).unwrap().items[0].ended, Some(ended));
+    }
 }
 
 #[test]
@@ -215,7 +232,7 @@ fn a_heartbeat_from_the_future_closes_nothing_in_the_future() {
     let mut world = world.after_a_kill();
     let now = world.shift(-900_000_000);
 
-    let recovered = world.store.recover(now).unwrap();
+    let recovered = world.store.recover(now, 0).unwrap();
 
     assert_eq!(recovered.at, now);
     assert_eq!(world.store.leases(device, &Page::default()).unwrap().items[0].ended, Some(now));
@@ -228,7 +245,7 @@ fn a_handle_that_outlives_recovery_ends_nothing() {
     let (laptop, phone) = (world.device("ann", "laptop").id, world.device("ann", "phone").id);
     let stale = world.lease(laptop);
     let now = world.tick();
-    world.store.recover(now).unwrap();
+    world.store.recover(now, 0).unwrap();
 
     let next = world.lease(phone);
     drop(stale);
@@ -550,7 +567,7 @@ proptest! {
                     model.open.clear();
                     world = crashed;
                     let now = world.tick();
-                    let recovered = world.store.recover(now).unwrap();
+                    let recovered = world.store.recover(now, 0).unwrap();
                     prop_assert!(recovered.at <= now);
                     world.store.set_pools(model.pools.clone()).unwrap();
                 }

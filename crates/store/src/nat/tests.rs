@@ -44,7 +44,7 @@ fn a_lease_takes_a_block_and_its_device_gets_it_back_even_after_a_restart() {
 
     let mut world = world.after_a_kill();
     let now = world.tick();
-    world.store.recover(now).unwrap();
+    world.store.recover(now, 0).unwrap();
     world.store.set_pools(pools(&["10.88.0.0/24"], &["fd88::/64"])).unwrap();
     assert_eq!(
         set(&mut world, &["192.0.2.1"], 41_023),

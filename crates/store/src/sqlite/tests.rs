@@ -85,7 +85,7 @@ fn use_everything(world: &mut World) {
     drop((lease, again));
     store.set_pools(pools(&["10.88.0.0/24"], &["fd88::/64"])).unwrap();
     use_nat(store, device.id);
-    store.recover(now).unwrap();
+    store.recover(now, 0).unwrap();
     store.heartbeat(now).unwrap();
     store.roll(now).unwrap();
     store.clock_stepped(now, -1_000).unwrap();

@@ -256,7 +256,7 @@ fn a_version_1_database_is_read_in_full() {
     assert_eq!(store.leases(holder.device.id, &Page::default()).unwrap().items.len(), 2);
     assert!(matches!(store.verify_audit().unwrap(), AuditCheck::Intact { rows: 9, .. }));
     store.check().unwrap();
-    let recovered = store.recover(Timestamp::from_millis(20_000)).unwrap();
+    let recovered = store.recover(Timestamp::from_millis(20_000), 0).unwrap();
     assert_eq!((recovered.leases, recovered.sessions), (1, 1));
 }
 
@@ -273,7 +273,7 @@ fn leases_of_version_1_precede_the_trail_and_end_in_it() {
     };
     intact(0, 13);
 
-    store.recover(Timestamp::from_millis(20_000)).unwrap();
+    store.recover(Timestamp::from_millis(20_000), 0).unwrap();
     intact(1, 13);
 
     store.state().db.raw().execute_batch("PRAGMA ignore_check_constraints = 1").unwrap();
@@ -434,7 +434,7 @@ proptest! {
 
         let store = Store::open(&path).unwrap();
         store.check().unwrap();
-        store.recover(world.tick()).unwrap();
+        store.recover(world.tick(), 0).unwrap();
         store.set_pools(pools(&["10.88.0.0/29"], &["fd88::/64"])).unwrap();
 
         assert_sound(&store);

@@ -230,7 +230,7 @@ proptest! {
                 Step::Crash => {
                     world = world.after_a_kill();
                     let now = world.tick();
-                    let at = world.store.recover(now).unwrap().at;
+                    let at = world.store.recover(now, 0).unwrap().at;
                     for (device, lease) in std::mem::take(&mut model.open) {
                         // A handle of the store that is gone. What began after the last heartbeat took no time.
                         std::mem::forget(lease);
