@@ -472,11 +472,11 @@ fn reload_applies_a_change_without_touching_sessions_and_refuses_a_bad_file() {
         eventually("a line in the log", SOON, || gateway.logged("not reloaded: ").len() > number);
         assert!(gateway.logged("not reloaded: ")[number].contains(words));
     }
-    std::fs::write(gateway.config(), good.replacen("10.88.0.0/16", "10.99.0.0/16", 1)).unwrap();
+    std::fs::write(gateway.config(), good.replacen("mtu = 1500", "mtu = 1400", 1)).unwrap();
     let outcome = gateway.cli(&["reload", "--json"]);
     assert!(outcome.refusal().contains("need a new start"), "nothing is done by halves: {outcome:?}");
     let report: Value = serde_json::from_str(&outcome.out).unwrap();
-    assert_eq!(report["needs_restart"], json!(["[tunnel] pool4 has changed"]));
+    assert_eq!(report["needs_restart"], json!(["[tunnel] mtu has changed"]));
     std::fs::write(gateway.config(), &good).unwrap();
 
     // The running configuration is still the one that was applied.
