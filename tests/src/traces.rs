@@ -27,12 +27,17 @@ fn protocol(seen: &Sighting) -> &'static str {
     if seen.tcp { "tcp" } else { "udp" }
 }
 
+/// Each user once, however many leases match.
 fn users(trace: &Value) -> Vec<String> {
     let matches = trace["matches"].as_array().expect("matches");
-    matches.iter().map(|found| found["user"].as_str().unwrap_or("nobody").to_owned()).collect()
+    let mut users: Vec<_> =
+        matches.iter().map(|found| found["user"].as_str().unwrap_or("nobody").to_owned()).collect();
+    users.sort_unstable();
+    users.dedup();
+    users
 }
 
-/// Who a single question names.
+/// Who a single question names, in the order of names.
 #[track_caller]
 pub(crate) fn traced(gateway: &Gateway, seen: &Sighting, tolerance: &str) -> Vec<String> {
     let (at, address, port) = (moment(seen.at), seen.remote.ip().to_string(), seen.remote.port().to_string());
@@ -42,7 +47,7 @@ pub(crate) fn traced(gateway: &Gateway, seen: &Sighting, tolerance: &str) -> Vec
 
 /// All sightings in one CSV file: each names its user and nobody else.
 #[track_caller]
-pub(crate) fn must_all_be_traced(gateway: &Gateway, seen: &[Sighting]) {
+pub(crate) fn must_all_be_traced(gateway: &Gateway, seen: &[Sighting], tolerance: &str) {
     let mut csv = "time,address,port,proto\n".to_owned();
     for sighting in seen {
         let (at, remote) = (moment(sighting.at), sighting.remote);
@@ -51,7 +56,7 @@ pub(crate) fn must_all_be_traced(gateway: &Gateway, seen: &[Sighting]) {
     let file = gateway.path("seen.csv");
     std::fs::write(&file, csv).expect("a file can be written");
     let file = file.to_str().expect("a path of ASCII");
-    let answer = gateway.json(&["trace", "--batch", file, "--tolerance", "0s"]);
+    let answer = gateway.json(&["trace", "--batch", file, "--tolerance", tolerance]);
     let results = answer["results"].as_array().expect("results");
     assert_eq!(results.len(), seen.len());
     let right = |(sighting, result): &(&Sighting, &Value)| users(result) == [said(sighting)];

@@ -195,7 +195,7 @@ fn connections_outlive_every_change_of_the_layout() {
     must_go_on(&mut held, "at the end");
     drop(held);
     eventually("the end of what was left", LATE * 3, || leaving(&gateway) == 0);
-    must_all_be_traced(&gateway, &witness.seen());
+    must_all_be_traced(&gateway, &witness.seen(), "0s");
     gateway.ok(&["trace", "verify"]);
 }
 
@@ -232,7 +232,7 @@ fn who_is_outside_the_pools_comes_back_inside_and_others_notice_nothing() {
     assert_eq!((session(&stays), clients[1 - lost].connections()), (kept, 1));
     both(&clients[lost], &witness, &format!("{goes}/back"), 1);
     let seen = witness.seen();
-    must_all_be_traced(&gateway, &seen);
+    must_all_be_traced(&gateway, &seen, "0s");
     let last = seen.last().expect("calls");
     assert_eq!(traced(&gateway, last, "0s"), [goes]);
 }
@@ -258,14 +258,15 @@ fn a_layout_that_makes_no_sense_is_refused_and_nothing_changes() {
             let outcome = gateway.cli(arguments);
             assert!(outcome.refusal().contains(message), "{key} = {value}: {outcome:?}");
         }
-        assert_eq!(gateway.json(&["nat", "show"]), before, "{key} = {value}");
         must_go_on(&mut held, &format!("{key} = {value}"));
+        // The command line reads the file as well.
         std::fs::write(gateway.config(), &good).expect("a file can be written");
+        assert_eq!(gateway.json(&["nat", "show"]), before, "{key} = {value}");
     }
 
     let report = gateway.json(&["reload"]);
     assert_eq!((&report["applied"], &report["changes"]), (&true.into(), &Value::Array(Vec::new())));
     held.extend(hold(&clients, &witness, 1));
     must_go_on(&mut held, "afterwards");
-    must_all_be_traced(&gateway, &witness.seen());
+    must_all_be_traced(&gateway, &witness.seen(), "0s");
 }
