@@ -1,12 +1,14 @@
 //! The desk's thread.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use adit_engine::Handle;
 use adit_host::clock::{Reading, WallClock};
+use adit_plan::nat::{Block, NoBlock};
 use adit_store::{Admission, AdmissionFault, Admitted, DeviceId, KeyHash, LeaseFault, Serial, Store};
 
 use super::leases::{Held, forward_ways};
@@ -178,8 +180,14 @@ impl Clerk {
         mut outcome: Result<Admitted, AdmissionFault>,
     ) -> Result<Admitted, AdmissionFault> {
         while let Err(AdmissionFault::NoLease { fault, .. }) = &outcome {
-            let full = matches!(fault, LeaseFault::Full(_) | LeaseFault::NoBlock(_));
-            if !full || !self.reclaim() {
+            let made = match fault {
+                LeaseFault::NoBlock(NoBlock::Busy { others, .. }) if !others.is_empty() => {
+                    self.take_over(others)
+                }
+                LeaseFault::Full(_) | LeaseFault::NoBlock(_) => self.reclaim(),
+                _ => false,
+            };
+            if !made {
                 break;
             }
             outcome = match self.store.admit(std::slice::from_ref(admission)) {
@@ -188,6 +196,20 @@ impl Clerk {
             };
         }
         outcome
+    }
+
+    /// Ends the connections by ports that others have left and that are a client's own now. False if that is not possible.
+    fn take_over(&self, left: &[(Block, Ipv4Addr)]) -> bool {
+        left.iter().all(|(block, owner)| {
+            if let Err(fault) = self.exits.clear(*owner, *block) {
+                tracing::error!(%fault, "tracked connections could not be deleted");
+                return false;
+            }
+            self.store.release_block(*block, *owner, clock::now()).unwrap_or_else(|error| {
+                tracing::error!(%error, "the end of a block could not be written");
+                false
+            })
+        })
     }
 
     fn answer(&self, handle: Handle, decision: Decision) {

@@ -1,9 +1,10 @@
 //! What devices have, from login until it is given back.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use adit_engine::Handle;
-use adit_store::{Admitted, DeviceId, Lease, SessionId, UserId};
+use adit_store::{Admitted, DeviceId, Lease, SessionId, Store, Timestamp, UserId};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::clerk::Clerk;
@@ -54,8 +55,8 @@ impl Clerk {
                 if let Some(old) = old {
                     self.exits.close([(old.lease.inner(), &old.outlet)]);
                 }
-                let same = self.was_last(device, &lease);
-                self.exits.open(inner, &outlet, same)
+                let store = &self.store;
+                self.exits.open(inner, &outlet, || was_last(store, device, &lease))
             }
         };
         if let Err(fault) = opened {
@@ -84,22 +85,6 @@ impl Clerk {
             options,
             replaces,
         }))
-    }
-
-    /// Whether the address was this device's the time before as well.
-    fn was_last(&self, device: DeviceId, lease: &Lease) -> bool {
-        let Some(address) = lease.inner().v4.map(Into::into).or(lease.inner().v6.map(Into::into)) else {
-            return false;
-        };
-        let (from, to) = (lease.started().as_millis() - TRACKED_FOR, lease.started());
-        let from = adit_store::Timestamp::from_millis(from);
-        match self.store.leases_of_address(address, from, to) {
-            Ok(leases) => leases.iter().all(|before| before.device == device),
-            Err(error) => {
-                tracing::error!(%error, "the journal could not be read");
-                false
-            }
-        }
     }
 
     pub(super) fn outlet(&self, device: DeviceId, lease: &Lease, prefixes: &[IpNet]) -> Outlet {
@@ -212,6 +197,22 @@ impl Clerk {
         }
         if let Err(error) = self.store.heartbeat(clock::now()) {
             tracing::error!(%error, "the journal could not be closed");
+        }
+    }
+}
+
+/// Whether an address was this device's the time before as well.
+fn was_last(store: &Store, device: DeviceId, lease: &Lease) -> bool {
+    let Some(address) = lease.inner().v4.map(IpAddr::V4).or(lease.inner().v6.map(IpAddr::V6)) else {
+        return false;
+    };
+    let to = lease.started();
+    let from = Timestamp::from_millis(to.as_millis() - TRACKED_FOR);
+    match store.leases_of_address(address, from, to) {
+        Ok(leases) => leases.iter().all(|before| before.device == device),
+        Err(error) => {
+            tracing::error!(%error, "the journal could not be read");
+            false
         }
     }
 }

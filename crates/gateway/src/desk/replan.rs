@@ -1,7 +1,6 @@
 //! From one layout of source ports and pools to the next, while connections go on.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 
 use adit_plan::nat::Layout;
 use adit_plan::pool::Pools;
@@ -90,7 +89,7 @@ impl Clerk {
             Ok(left) => left,
             Err(error) => return tracing::error!(%error, "the journal could not be read"),
         };
-        let ranges: Vec<_> = left.iter().map(|left| (IpAddr::V4(left.owner.inner), left.block)).collect();
+        let ranges: Vec<_> = left.iter().map(|left| (left.owner.inner, left.block)).collect();
         let in_use = match self.exits.in_use(&ranges) {
             Ok(in_use) => in_use,
             Err(fault) => return tracing::warn!(%fault, "cannot look at tracked connections"),

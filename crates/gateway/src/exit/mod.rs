@@ -8,10 +8,10 @@ mod elements;
 mod unclaimed;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use adit_host::conntrack::Usage;
+use adit_host::conntrack::{Tracked, Usage};
 use adit_plan::nat::{Block, Forwards, Layout};
 use adit_plan::pool::Inner;
 use ipnet::IpNet;
@@ -73,13 +73,18 @@ impl Exits {
         self.crowded = crowded;
     }
 
-    /// Begins a lease: nobody else's connections are at its address and ports, and its own of an earlier run stay if it
-    /// is the same device's again (`same`).
+    /// Begins a lease: nobody else's connections are at its address and ports, and its own of an earlier run stay if the
+    /// address was the same device's the time before (`was_last`).
     ///
     /// # Errors
     /// When the kernel refuses. Nothing leaves then.
-    pub(crate) fn open(&mut self, inner: Inner, outlet: &Outlet, same: bool) -> Result<(), ApplyFault> {
-        let strange = self.unclaimed.claim(inner, outlet.block, same);
+    pub(crate) fn open(
+        &mut self,
+        inner: Inner,
+        outlet: &Outlet,
+        was_last: impl FnOnce() -> bool,
+    ) -> Result<(), ApplyFault> {
+        let strange = self.unclaimed.claim(inner, outlet.block, was_last);
         if !strange.is_empty() {
             self.machine.forget_connections(&strange)?;
         }
@@ -179,6 +184,14 @@ impl Exits {
         })
     }
 
+    /// Forgets the connections that an address has from a range of ports.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn clear(&self, owner: Ipv4Addr, block: Block) -> Result<(), ApplyFault> {
+        self.machine.forget_those(|tracked| is_by(tracked, owner, block))
+    }
+
     /// Takes all elements out at once, without touching connections: their owners may be back in a moment, and until
     /// then nothing passes.
     pub(crate) fn suspend<'a>(&self, outlets: impl IntoIterator<Item = &'a Outlet>) {
@@ -192,17 +205,20 @@ impl Exits {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub(crate) fn in_use(&self, ranges: &[(IpAddr, Block)]) -> Result<Vec<bool>, ApplyFault> {
+    pub(crate) fn in_use(&self, ranges: &[(Ipv4Addr, Block)]) -> Result<Vec<bool>, ApplyFault> {
         let connections = self.machine.connections()?;
-        let has = |(owner, block): &(IpAddr, Block)| {
-            connections.iter().any(|tracked| {
-                let end = tracked.reply.destination;
-                tracked.original.source.ip() == *owner
-                    && matches!(end.ip(), IpAddr::V4(to) if block.contains(to, end.port()))
-            })
+        let has = |(owner, block): &(Ipv4Addr, Block)| {
+            connections.iter().any(|tracked| is_by(tracked, *owner, *block))
         };
         Ok(ranges.iter().map(has).collect())
     }
+}
+
+/// Whether a connection is an address's own and leaves from a range of ports.
+fn is_by(tracked: &Tracked, owner: Ipv4Addr, block: Block) -> bool {
+    let end = tracked.reply.destination;
+    tracked.original.source.ip() == IpAddr::V4(owner)
+        && matches!(end.ip(), IpAddr::V4(to) if block.contains(to, end.port()))
 }
 
 fn addresses(inner: &Inner) -> impl Iterator<Item = IpAddr> + use<> {

@@ -45,7 +45,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 #[test]
 fn a_lease_that_ends_loses_its_ports_first_and_then_its_connections() {
     let (plumbing, mut exits) = exits(&[]);
-    exits.open(inner(), &outlet(40_000), false).unwrap();
+    exits.open(inner(), &outlet(40_000), || false).unwrap();
     exits.close([(inner(), &outlet(40_000))]);
     let requests = plumbing.requests();
     let change = |request: &Request| match request {
@@ -63,7 +63,7 @@ fn a_lease_that_ends_loses_its_ports_first_and_then_its_connections() {
 fn without_blocks_connections_end_with_the_lease_all_the_same() {
     let (plumbing, mut exits) = exits(&[]);
     exits.set_rules(Rules::default(), &[]).unwrap();
-    exits.open(inner(), &outlet(40_000), false).unwrap();
+    exits.open(inner(), &outlet(40_000), || false).unwrap();
     exits.close([(inner(), &outlet(40_000))]);
     assert_eq!(plumbing.requests(), [Request::ForgetConnections(addresses(&["10.88.0.2", "fd88::2"]))]);
 }
@@ -74,7 +74,7 @@ fn connections_of_an_earlier_run_stay_for_the_same_device_at_the_same_ports_only
     let own6 = connection("[fd88::2]:5000", "[fd88::2]:5000");
     let forgotten = |connections: &[Tracked], same| {
         let (plumbing, mut exits) = exits(connections);
-        exits.open(inner(), &outlet(40_000), same).unwrap();
+        exits.open(inner(), &outlet(40_000), || same).unwrap();
         let first = plumbing.requests().into_iter().next();
         match first {
             Some(Request::ForgetConnections(addresses)) => addresses,
@@ -94,7 +94,7 @@ fn connections_of_an_earlier_run_stay_for_the_same_device_at_the_same_ports_only
 #[test]
 fn what_the_kernel_refuses_changes_no_rules() {
     let (plumbing, mut exits) = exits(&[]);
-    exits.open(inner(), &outlet(40_000), false).unwrap();
+    exits.open(inner(), &outlet(40_000), || false).unwrap();
     plumbing.fail_next("no");
     let pair = (outlet(40_000), outlet(40_064));
     assert!(exits.set_rules(Rules::default(), std::slice::from_ref(&pair)).is_err());

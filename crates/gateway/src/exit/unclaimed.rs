@@ -24,12 +24,20 @@ impl Unclaimed {
     }
 
     /// An address and ports are somebody's now. Gives the addresses whose connections have to go first: its own, unless
-    /// they are the same device's (`same`) and leave by these ports, and whoever else has any of the ports.
-    pub(super) fn claim(&mut self, inner: Inner, block: Option<Block>, same: bool) -> Vec<IpAddr> {
+    /// the address was the same device's the time before (`was_last`) and they leave by these ports, and whoever else
+    /// has any of the ports.
+    pub(super) fn claim(
+        &mut self,
+        inner: Inner,
+        block: Option<Block>,
+        was_last: impl FnOnce() -> bool,
+    ) -> Vec<IpAddr> {
         let mut strange = Vec::new();
-        let own: Vec<IpAddr> = inner.v4.map(IpAddr::V4).into_iter().chain(inner.v6.map(IpAddr::V6)).collect();
-        for address in &own {
-            let Some(ends) = self.0.remove(address) else { continue };
+        let own: Vec<_> = super::addresses(&inner)
+            .filter_map(|address| Some((address, self.0.remove(&address)?)))
+            .collect();
+        let same = !own.is_empty() && was_last();
+        for (address, ends) in &own {
             let elsewhere = |(to, port): &(IpAddr, u16)| {
                 // What is not translated leaves by its own address.
                 to != address && block.is_some() && !holds(block, *to, *port)
