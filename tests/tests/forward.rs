@@ -309,7 +309,7 @@ fn everything_together(exit: IpAddr, nat: &str, forwards: &str, wanted: &[u16]) 
     for (n, client) in clients.iter().enumerate() {
         let user = format!("user{n}");
         let service = service(client.host());
-        let wanted = wanted[n % wanted.len()] - u16::try_from(n / wanted.len()).unwrap();
+        let wanted = wanted.get(n).copied().unwrap_or(wanted[0] + u16::try_from(n).unwrap());
         let made = forward(&gateway, &user, service.address(0).port(), &["--port", &wanted.to_string()]);
         let at = SocketAddr::new(public, port(&made[0]));
         for tcp in [true, false] {
