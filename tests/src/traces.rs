@@ -89,7 +89,7 @@ pub(crate) fn call_often(
     at_once: usize,
 ) {
     let call = |number: usize| {
-        let tcp = number / PORTS % 2 == 0;
+        let tcp = (number / PORTS).is_multiple_of(2);
         let call = witness.call(&format!("{user}/{number}"), tcp, number);
         call.unwrap_or_else(|error| panic!("{user}: call {number}: {error}"))
     };
