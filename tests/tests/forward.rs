@@ -274,7 +274,7 @@ fn from_inside_a_forward_is_reached_by_the_callers_own_source_ports() {
     bob.stop();
 }
 
-/// Entrances on 1-29999 of 192.0.2.1, forwards on other ports of it, NAT on ports of `exit`; traffic by all three.
+/// Entrances on 1-29999 of 192.0.2.1, forwards on other ports of it, NAT on ports of `exit`: traffic by all.
 fn everything_together(exit: IpAddr, nat: &str, forwards: &str, wanted: &[u16]) {
     let count = Scale::get().pick(3, 8);
     let network = Network::with_clients(count);
