@@ -42,7 +42,7 @@ pub fn must_reach(from: &Host, to: SocketAddr, tcp: bool, name: &str) -> Call {
     eventually_some(&what, LATE, || from.run_in(|| Call::dial(to, tcp, name)).ok())
 }
 
-/// Nobody answers: the first call is refused. A refusal may be lost, an answer is one too many.
+/// The first call is refused. It is made again only when its refusal is lost.
 ///
 /// # Panics
 /// When somebody answers.
@@ -55,7 +55,7 @@ pub fn must_be_refused(from: &Host, to: SocketAddr, tcp: bool) {
     });
 }
 
-/// A call that was held is over, and both ends are told at the next word.
+/// A call that was held is over, and the caller is told at the next word.
 ///
 /// # Panics
 /// When it goes on.
@@ -117,7 +117,7 @@ pub fn block(gateway: &Gateway, user: &str) -> (IpAddr, u16, u16) {
     }
 }
 
-/// Milliseconds since 1970, as `adit trace --at` takes them.
+/// Seconds since 1970 with three places behind the point, as `adit trace --at` takes them.
 ///
 /// # Panics
 /// When the clock stands before 1970.

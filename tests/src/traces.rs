@@ -1,6 +1,7 @@
 //! What `adit trace` says about what the witness has seen.
 
 use std::fmt::Write;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use adit_testbed::{Call, Gateway, Network, OpenVpnClient, Sighting, Witness};
@@ -88,7 +89,7 @@ pub(crate) fn call_often(
     at_once: usize,
 ) {
     let call = |number: usize| {
-        let tcp = number / PORTS % 2 == 0;
+        let tcp = (number / PORTS).is_multiple_of(2);
         let call = witness.call(&format!("{user}/{number}"), tcp, number);
         call.unwrap_or_else(|error| panic!("{user}: call {number}: {error}"))
     };
@@ -97,7 +98,7 @@ pub(crate) fn call_often(
         for numbers in numbers.chunks(at_once) {
             let mut held: Vec<_> = numbers.iter().map(|number| call(*number)).collect();
             for call in &mut held {
-                call.say(user).unwrap_or_else(|error| panic!("{user}: a held call: {error}"));
+                say(call, user).unwrap_or_else(|error| panic!("{user}: a held call: {error}"));
             }
         }
     });
@@ -112,11 +113,21 @@ pub(crate) fn both(client: &OpenVpnClient, witness: &Witness, name: &str, number
     })
 }
 
+/// Says it again when a signal came before the answer, as it may with a time limit. Both answers are the same.
+fn say(call: &mut Call, word: &str) -> io::Result<()> {
+    loop {
+        match call.say(word) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// The users' held calls go on, each answered.
 #[track_caller]
 pub(crate) fn must_go_on(held: &mut [(String, Call)], when: &str) {
     for (user, call) in held {
-        call.say(user).unwrap_or_else(|error| panic!("{when}: a call of {user}: {error}: {call:?}"));
+        say(call, user).unwrap_or_else(|error| panic!("{when}: a call of {user}: {error}: {call:?}"));
     }
 }
 

@@ -406,6 +406,12 @@ fn every_command_explains_itself_with_an_example_a_manual_page_and_completion() 
         "ca status",
         "connect",
         "nat export",
+        "nat show",
+        "trace",
+        "trace verify",
+        "forward add",
+        "forward list",
+        "forward remove",
         "completion",
         "man",
     ] {

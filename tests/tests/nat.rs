@@ -98,9 +98,9 @@ fn who_it_was_is_known_and_calls_go_on_across_a_restart_and_a_crash() {
         call_all();
         let marks: Vec<_> = clients.iter().map(OpenVpnClient::mark).collect();
         if crash {
-            gateway.kill()
+            gateway.kill();
         } else {
-            gateway.stop()
+            gateway.stop();
         }
         ended_at = now();
         gateway.up();
@@ -149,9 +149,9 @@ fn users_come_and_go(linger: &str) {
         let (user, client) = here[machine].take().expect("somebody");
         // Who says nothing is missed later, and has addresses and ports until then.
         if rng.chance(0.3) {
-            client.kill()
+            client.kill();
         } else {
-            client.stop()
+            client.stop();
         }
         eventually("the end of a session", LATE, || gateway.session_of(&format!("user{user}")).is_none());
         let next = away.swap_remove(rng.below(away.len()));

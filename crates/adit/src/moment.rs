@@ -2,6 +2,7 @@
 
 use adit_api::Time;
 use jiff::civil::DateTime;
+use jiff::fmt::temporal::DateTimeParser;
 use jiff::fmt::{rfc2822, strtime};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -60,12 +61,17 @@ pub(crate) fn parse(text: &str, zone: Option<&TimeZone>) -> Result<Time, String>
     Ok(at(zoned.timestamp()))
 }
 
-/// A time zone by its name.
+/// A time zone by its name or its offset from UTC.
 ///
 /// # Errors
 /// What would be right, in words.
 pub(crate) fn zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name).map_err(|_| {
+    // The parser takes POSIX's form as well, in which UTC+1 is west.
+    let zone = match name.starts_with(['+', '-']) {
+        true => DateTimeParser::new().parse_time_zone(name),
+        false => TimeZone::get(name),
+    };
+    zone.map_err(|_| {
         format!("\"{name}\" is no time zone: a name such as UTC or Europe/Oslo, or an offset such as +01:00")
     })
 }
@@ -121,7 +127,11 @@ mod tests {
             assert_eq!(parse(text, Some(&oslo)).map(Time::as_millis), Ok(MOMENT), "{text}");
             assert!(parse(text, None).unwrap_err().contains("add one"), "{text}");
         }
-        assert!(zone("Europe/Olso").unwrap_err().contains("is no time zone"));
+        let offset = zone("+01:00").unwrap();
+        assert_eq!(parse("2020-12-26 13:37:42", Some(&offset)).map(Time::as_millis), Ok(MOMENT));
+        for wrong in ["Europe/Olso", "UTC+1", "+26", ""] {
+            assert!(zone(wrong).unwrap_err().contains("is no time zone"), "{wrong}");
+        }
     }
 
     #[test]

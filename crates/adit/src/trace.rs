@@ -53,8 +53,8 @@ pub(crate) struct TraceOptions {
     /// Answer each line of a CSV file with a heading: reports of abuse, or flows as a collector exports them.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "address", "port", "id", "proto"])]
     batch: Option<PathBuf>,
-    /// The time zone of times without one.
-    #[arg(long, value_name = "ZONE", value_parser = moment::zone)]
+    /// The time zone of times without one: a name, or an offset such as -05:00.
+    #[arg(long, value_name = "ZONE", value_parser = moment::zone, allow_hyphen_values = true)]
     zone: Option<TimeZone>,
 }
 

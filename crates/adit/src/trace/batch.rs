@@ -108,7 +108,7 @@ pub(super) async fn run(
     let columns = Columns::find(&heading).map_err(|why| format!("{}: {why}", file.display()))?;
     let mut out = Output::new(&heading, json)?;
     let watched = std::io::stderr().is_terminal();
-    let mut records = reader.records();
+    let mut records = reader.records().take_while(|line| !is_summary(line));
     loop {
         let mut answered = Vec::new();
         for line in records.by_ref().take(TOGETHER) {
@@ -138,6 +138,11 @@ pub(super) async fn run(
         }
     }
     out.finish(file)
+}
+
+/// The line with which nfdump's export says that totals follow and no more flows.
+fn is_summary(line: &csv::Result<StringRecord>) -> bool {
+    line.as_ref().is_ok_and(|line| line.len() == 1 && line.get(0) == Some("Summary"))
 }
 
 /// What is printed, and the totals.
