@@ -14,8 +14,8 @@ use adit_plan::rules::Nat;
 use serde_json::json;
 
 use super::{
-    BLOCK, CLIENTS, DESTINATIONS, Iptables, Net, OUTSIDE, PORT, SERVER, document, filter, inner, left_out, load,
-    netfilter,
+    BLOCK, CLIENTS, DESTINATIONS, Iptables, Net, OUTSIDE, PORT, SERVER, document, filter, inner, left_out,
+    load, netfilter,
 };
 use crate::report::{Report, Table, middle};
 
@@ -105,7 +105,9 @@ impl Rules {
     fn clients(self) -> Vec<(&'static str, Vec<Ipv4Addr>)> {
         let some = |clients: std::ops::Range<u32>| clients.map(inner).collect();
         match self {
-            Self::Masquerade | Self::MasqueradeIptables | Self::AditMasquerade => vec![("", some(0..SOURCES))],
+            Self::Masquerade | Self::MasqueradeIptables | Self::AditMasquerade => {
+                vec![("", some(0..SOURCES))]
+            }
             Self::Adit(clients) if clients < SOURCES => vec![("", some(0..clients))],
             Self::Adit(clients) => {
                 vec![(", first", some(0..SOURCES)), (", last", some(clients - SOURCES..clients))]
@@ -151,7 +153,8 @@ pub(super) fn run(report: &mut Report, rounds: u32) {
         }
         for (row, own) in rows.iter_mut().zip(&times) {
             let median = |of: &dyn Fn(&[f64; 2], &[f64; 2]) -> f64| {
-                let mut values: Vec<f64> = own.iter().zip(&times[0]).map(|(own, first)| of(own, first)).collect();
+                let mut values: Vec<f64> =
+                    own.iter().zip(&times[0]).map(|(own, first)| of(own, first)).collect();
                 values.sort_by(f64::total_cmp);
                 middle(&values)
             };
@@ -186,7 +189,8 @@ impl Servers {
     fn start(net: &Net) -> Self {
         net.server.run_in(|| Self {
             udp: (0..DESTINATIONS).map(|at| bound(destination(at))).collect(),
-            tcp: tcp::listen((Ipv4Addr::UNSPECIFIED, PORT).into(), &ListenOptions::default()).expect("a port"),
+            tcp: tcp::listen((Ipv4Addr::UNSPECIFIED, PORT).into(), &ListenOptions::default())
+                .expect("a port"),
         })
     }
 }
