@@ -20,7 +20,7 @@ help:
 	@echo "make test    every test, at reduced counts"
 	@echo "make demo    the whole story in network namespaces, with the stock client"
 	@echo "make lint    formatting, clippy, dependency and licence rules"
-	@echo "make bench   speed and memory beside OpenVPN's, and relaying beside HAProxy's and sslh's, as tables"
+	@echo "make bench   speed and memory beside OpenVPN's, relaying beside HAProxy's and sslh's, NAT beside iptables'"
 	@echo "make proof   every test at full counts; parts: $(PROOFS)"
 	@echo "make soak    an hour of everything, watching memory"
 	@echo "make fuzz    every fuzz target for a minute (SECONDS_EACH=60)"

@@ -16,6 +16,8 @@ pub(crate) struct Machine {
     openssl: String,
     haproxy: String,
     sslh: String,
+    nft: String,
+    iptables: String,
     adit: String,
     /// Load of the machine in the last minute before the run: above zero, something else was running.
     load_before: String,
@@ -47,6 +49,8 @@ impl Machine {
                 .into(),
             haproxy: says("haproxy", &["-v"]).lines().next().unwrap_or("unknown").to_owned(),
             sslh: says("sslh", &["-V"]).lines().next().unwrap_or("unknown").to_owned(),
+            nft: says("nft", &["--version"]).trim().to_owned(),
+            iptables: says("iptables", &["--version"]).trim().to_owned(),
             adit: says(adit, &["--version"]).trim().to_owned(),
             load_before: read("/proc/loadavg").split(' ').next().unwrap_or("unknown").to_owned(),
             time: jiff::Timestamp::now().to_string(),
@@ -55,7 +59,7 @@ impl Machine {
 
     pub(crate) fn lines(&self) -> String {
         format!(
-            "{}, {} cores, {} GiB, Linux {}, load before {}\n{}\n{}\n{}\n{}\n{}\n{}\n",
+            "{}, {} cores, {} GiB, Linux {}, load before {}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n",
             self.cpu,
             self.cores,
             self.memory_gib,
@@ -66,6 +70,8 @@ impl Machine {
             self.openssl,
             self.haproxy,
             self.sslh,
+            self.nft,
+            self.iptables,
             self.time
         )
     }

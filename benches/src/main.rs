@@ -1,5 +1,5 @@
-//! Speed and memory of adit beside OpenVPN's, with the stock client, in network namespaces; and of its entrance beside
-//! HAProxy's and sslh's.
+//! Speed and memory of adit beside OpenVPN's, with the stock client, in network namespaces; of its entrance beside
+//! HAProxy's and sslh's, and of its address translation beside iptables'.
 //!
 //! A benchmark says how fast something is on one machine on one day; only the ratio of two rows of one run means
 //! something elsewhere. So peers take turns within a run, medians are shown, and nothing is asserted here.

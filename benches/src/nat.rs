@@ -180,7 +180,8 @@ impl Net {
             ));
         }
         client.ip("route add default via 172.31.255.1\n");
-        server.ip("route add default via 192.0.2.1\n");
+        // What is not translated is not answered.
+        server.ip("route add 203.0.113.0/24 via 192.0.2.1\n");
         gateway.ip("route add 10.88.0.0/16 via 172.31.255.2\nroute add 198.18.0.0/24 via 192.0.2.100\n");
         gateway.sysctl("net.ipv4.ip_forward", "1");
         Self { client, gateway, server }

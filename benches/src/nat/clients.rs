@@ -14,7 +14,7 @@ use super::{
 };
 use crate::report::{Report, Table};
 
-/// Clients that go and come back, one by one. Each has a connection to every destination.
+/// Clients that go and come back, one by one.
 const MOVING: u32 = 200;
 /// As many as the time allows where everything is loaded anew for each.
 const RELOADS: u32 = 3;
@@ -24,27 +24,33 @@ enum Way {
     Document(Iptables),
     /// The program nft and adit's table.
     Nft,
-    Adit,
+    /// Each client that goes has connections to so many destinations.
+    Adit(u32),
 }
 
 impl Way {
-    const ALL: [Self; 4] =
-        [Self::Document(Iptables::Legacy), Self::Document(Iptables::Nft), Self::Nft, Self::Adit];
+    const ALL: [Self; 5] = [
+        Self::Document(Iptables::Legacy),
+        Self::Document(Iptables::Nft),
+        Self::Nft,
+        Self::Adit(1),
+        Self::Adit(DESTINATIONS),
+    ];
 
-    fn name(self) -> &'static str {
+    fn name(self) -> String {
         match self {
-            Self::Document(iptables) => iptables.name(),
-            Self::Nft => "nft, a process for each",
-            Self::Adit => "adit",
+            Self::Document(iptables) => iptables.name().to_owned(),
+            Self::Nft => "nft, a process for each".to_owned(),
+            Self::Adit(each) => format!("adit, {} connections tracked", MOVING * each),
         }
     }
 
-    /// Milliseconds that all took, and that each took that went or came.
+    /// What loading took, and each change.
     fn measure(self, net: &Net) -> Result<Times, String> {
         match self {
             Self::Document(iptables) => net.gateway.run_in(|| reload(iptables)),
             Self::Nft => Ok(net.gateway.run_in(processes)),
-            Self::Adit => Ok(elements(net)),
+            Self::Adit(each) => Ok(elements(net, each)),
         }
     }
 }
@@ -80,7 +86,7 @@ pub(super) fn run(report: &mut Report, rounds: u32) {
                     report.raw(&format!("{}, {round}", way.name()), &json!(figure));
                     figures.push(figure);
                 }
-                Err(reason) => left_out(report, way.name(), &reason),
+                Err(reason) => left_out(report, &way.name(), &reason),
             }
         }
     }
@@ -89,10 +95,10 @@ pub(super) fn run(report: &mut Report, rounds: u32) {
         &["load ms", "add ms", "add p99 ms", "remove ms", "remove p99 ms"],
         "median (smallest-largest), then the ratio to the first row; load: all of them, where there was none\n  \
          iptables: two rules for each client, written to a file and restored; few attempts, so that p99 is the slowest\n  \
-         adit: with 51,200 connections tracked, of which each client that goes has 256, which end with it",
+         adit: each client that goes has an equal part of the connections, which end with it",
     );
     for (way, figures) in figures.iter().filter(|(_, figures)| !figures.is_empty()) {
-        table.row(way.name(), figures);
+        table.row(&way.name(), figures);
     }
     report.table(table);
 }
@@ -143,13 +149,13 @@ fn processes() -> Times {
     times
 }
 
-fn elements(net: &Net) -> Times {
+fn elements(net: &Net, each: u32) -> Times {
     let (load, ()) = timed(|| net.gateway.run_in(|| load(CLIENTS)));
     let _server = net.server.run_in(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a port"));
     net.client.run_in(|| {
         for client in 0..MOVING {
             let socket = UdpSocket::bind((inner(client), 0)).expect("an address");
-            for at in 0..DESTINATIONS {
+            for at in 0..each {
                 let to = Ipv4Addr::from(u32::from(SERVER) + at);
                 socket.send_to(&[7; 32], (to, PORT)).expect("a way");
             }
@@ -158,7 +164,7 @@ fn elements(net: &Net) -> Times {
     net.gateway.run_in(|| {
         let mut netfilter = netfilter();
         let tracked = netfilter.connection_usage().expect("connections are tracked").count;
-        assert!(tracked >= MOVING * DESTINATIONS, "only {tracked} connections are tracked");
+        assert!(tracked >= MOVING * each, "only {tracked} connections are tracked");
         let mut times = Times { load, ..Times::default() };
         for client in 0..MOVING {
             let (took, ()) = timed(|| {

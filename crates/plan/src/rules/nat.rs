@@ -32,6 +32,9 @@ const TRANSLATED: &str = "{ tcp, udp, udplite, icmp, sctp }";
 /// * Forwarded ports are led to their devices, from inside too.
 /// * Queries for names keep their port for five seconds only.
 ///
+/// Where each packet is looked at, and not only the first, the rules ask first whether its connection is new: all others
+/// are past them with that.
+///
 /// When all ports of a block are in use towards one destination, the kernel still chooses one and drops the packet
 /// when it finds that connection in the way. `ports` has each connection by what it looks like outside, as long as it
 /// lives: a second one of the same looks is one that is about to be dropped. It is counted, and for a moment those
@@ -94,7 +97,7 @@ pub fn render_nat(table: &str, interface: &str) -> String {
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        {leaving} ip saddr {PRIVATE4} ct status ! confirmed goto leaving
+        ct status ! confirmed {leaving} ip saddr {PRIVATE4} goto leaving
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat - 5; policy accept;
@@ -111,7 +114,7 @@ pub fn render_nat(table: &str, interface: &str) -> String {
     }}
     chain translated {{
         type filter hook postrouting priority srcnat + 10; policy accept;
-        {leaving} ct status ! confirmed ct status snat meta l4proto != icmp add @ports {{ ip saddr . th sport . ip daddr . th dport . meta l4proto ct count over 1 }} goto clash
+        ct status ! confirmed ct status snat {leaving} meta l4proto != icmp add @ports {{ ip saddr . th sport . ip daddr . th dport . meta l4proto ct count over 1 }} goto clash
     }}
 }}
 "#
