@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod counters;
 mod driver;
 mod routes;
 mod session;
@@ -21,5 +22,6 @@ mod stream;
 mod table;
 
 pub use command::{Command, Engine, Event, Foreign, Handle, Parts, Path, StartFault, start};
+pub use counters::{BatchFigures, Batches};
 pub use driver::{Clocks, Driver, OsEntropy};
 pub use session::{Counters, Session, Snapshot, Sources};

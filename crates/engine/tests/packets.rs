@@ -66,7 +66,7 @@ struct Rig {
 impl Rig {
     /// Builds everything in the calling thread's namespace.
     fn build(tcp: bool, cipher: Cipher) -> Self {
-        let tun = Tun::open(&TunOptions::new("adit0")).unwrap();
+        let tun = Tun::open(&TunOptions { offloads: true, ..TunOptions::new("adit0") }).unwrap();
         let mut netlink = Netlink::open().unwrap();
         netlink.set_up("adit0", true).unwrap();
         let address = InterfaceAddress { interface: "adit0".into(), address: "10.9.0.1/24".parse().unwrap() };
