@@ -18,13 +18,13 @@ pub struct Batches {
 /// [`Batches`] at one moment: of each two figures, the second divided by the first is the mean size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BatchFigures {
-    /// Packets and superpackets that tun gave, and packets that they stood for.
+    /// Packets and superpackets that tun gave for sessions, and packets that they stood for.
     pub tun_read: (u64, u64),
     /// Packets and superpackets that tun was given, and packets that they stood for.
     pub tun_written: (u64, u64),
-    /// Calls that brought datagrams, and these.
+    /// Trains and single datagrams that were received, and datagrams that they stood for.
     pub received: (u64, u64),
-    /// Batches that were sent, and datagrams of them that went out.
+    /// Trains and single datagrams that were to be sent, and datagrams of them that went out.
     pub sent: (u64, u64),
 }
 
@@ -44,23 +44,23 @@ impl Batches {
     }
 
     pub(crate) fn tun_read(&self, packets: u64) {
-        count(&self.tun_reads, &self.tun_read_packets, packets);
+        count(&self.tun_reads, 1, &self.tun_read_packets, packets);
     }
 
     pub(crate) fn tun_written(&self, packets: u64) {
-        count(&self.tun_writes, &self.tun_written_packets, packets);
+        count(&self.tun_writes, 1, &self.tun_written_packets, packets);
     }
 
-    pub(crate) fn received(&self, datagrams: u64) {
-        count(&self.receives, &self.received_datagrams, datagrams);
+    pub(crate) fn received(&self, trains: u64, datagrams: u64) {
+        count(&self.receives, trains, &self.received_datagrams, datagrams);
     }
 
-    pub(crate) fn sent(&self, datagrams: u64) {
-        count(&self.sends, &self.sent_datagrams, datagrams);
+    pub(crate) fn sent(&self, trains: u64, datagrams: u64) {
+        count(&self.sends, trains, &self.sent_datagrams, datagrams);
     }
 }
 
-fn count(calls: &AtomicU64, packets: &AtomicU64, n: u64) {
-    calls.fetch_add(1, Ordering::Relaxed);
-    packets.fetch_add(n, Ordering::Relaxed);
+fn count(calls: &AtomicU64, n: u64, packets: &AtomicU64, m: u64) {
+    calls.fetch_add(n, Ordering::Relaxed);
+    packets.fetch_add(m, Ordering::Relaxed);
 }

@@ -52,7 +52,7 @@ impl Shard {
                 self.slot(index, slot, &mut inward);
             }
             inward.finish(&mut |output| self.write_tun(output));
-            self.batches.received(datagrams as u64);
+            self.batches.received(count as u64, datagrams as u64);
             if count < super::RECEIVED {
                 return;
             }

@@ -48,7 +48,6 @@ impl Shard {
         let (header, bytes) = bytes.split_first_chunk::<VNET_HEADER_LEN>().ok_or(DropReason::Malformed)?;
         let packet = Superpacket::new(&Header::parse(header), bytes).map_err(|_| DropReason::Malformed)?;
         let count = packet.count();
-        self.batches.tun_read(count as u64);
         let destination = packet.packet().destination();
         let found = self.find(|table| table.owner(destination).cloned()).ok_or(DropReason::NoRoute);
         let session =
@@ -64,6 +63,7 @@ impl Shard {
                 return Err(reason);
             }
         };
+        self.batches.tun_read(count as u64);
         let path = session.path();
         let row = session.channel().row();
         let (mut packets, mut bytes) = (0, 0);

@@ -21,6 +21,8 @@ pub(super) struct Outgoing {
     room: usize,
     /// Bytes that wait.
     waiting: usize,
+    /// Slots that are committed.
+    committed: u64,
     /// What lies in the batch's next free slot and is not committed.
     train: Option<Train>,
 }
@@ -73,7 +75,7 @@ impl Outgoing {
     pub(super) fn new(longest: usize) -> Self {
         let room = TRAIN_BYTES.max(longest);
         let slots = Slots { size: room, headroom: HEADROOM, tailroom: TAILROOM };
-        Self { batch: SendBatch::new(SLOTS, slots), room, waiting: 0, train: None }
+        Self { batch: SendBatch::new(SLOTS, slots), room, waiting: 0, committed: 0, train: None }
     }
 
     /// Queues a datagram: `write` gets a buffer and the place in it that the datagram has to fill. It leaves alone what
@@ -123,7 +125,7 @@ impl Outgoing {
             return;
         }
         let flushed = exit.socket.flush(&mut self.batch);
-        exit.batches.sent(flushed.sent as u64);
+        exit.batches.sent(std::mem::take(&mut self.committed), flushed.sent as u64);
         if flushed.blocked {
             // Waiting would make a queue of it; a full link drops as well.
             exit.drops.add(DropReason::OutputSaturation, self.batch.clear() as u64);
@@ -137,6 +139,7 @@ impl Outgoing {
         let Some(Train { remote, local, range, segment, count, .. }) = self.train.take() else { return };
         let Some(slot) = self.batch.reserve() else { return };
         let segment = if count > 1 { segment } else { 0 };
+        self.committed += 1;
         slot.commit_as(range, Delivery { segment, ..Delivery::new(remote, Some(local)) });
     }
 }
