@@ -116,6 +116,19 @@ impl Admin {
             .collect();
         metric("service_up", "gauge", "1 where a back end answers.", &services);
         metric("dropped_packets_total", "counter", "Packets dropped.", &by("reason", &status.drops));
+        let figures = self.running()?.engine.batches().figures();
+        let places = [
+            ("tun_read", figures.tun_read),
+            ("tun_written", figures.tun_written),
+            ("received", figures.received),
+            ("sent", figures.sent),
+        ];
+        let rows = |pick: fn((u64, u64)) -> u64| {
+            places.map(|(place, counts)| (format!("{{place=\"{place}\"}}"), pick(counts)))
+        };
+        let help = "Superpackets of the interface and trains of UDP datagrams, those of one packet too.";
+        metric("batches_total", "counter", help, &rows(|(batches, _)| batches));
+        metric("batched_packets_total", "counter", "Packets in them.", &rows(|(_, packets)| packets));
         Ok(out)
     }
 
