@@ -89,7 +89,7 @@ proof-striping:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export --test classify --test floods -- --nocapture
 proof-nat:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw --test nat --test replan --test forward --test router -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw --test nat --test trace --test trail --test replan --test forward --test router -- --nocapture
 
 soak:
 	$(call need,$(TEST_PACKAGES))

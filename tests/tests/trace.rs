@@ -255,7 +255,7 @@ fn at_a_boundary_both_candidates_are_named_and_beside_it_only_one() {
         let tolerance = format!("{tolerance}ms");
         named(&ask(&gateway, &of_bob, &["--at", &moment(at), "--tolerance", &tolerance]))
     };
-    assert_eq!(at(until - 1, 0), [ann.clone()]);
+    assert_eq!(at(until - 1, 0), std::slice::from_ref(&ann));
     assert_eq!(at(since, since - until), [bob.clone(), ann.clone()], "the latest first");
     assert_eq!(at(until, since - until), [bob.clone(), ann]);
     assert_eq!(at(since + 1, 0), [bob]);
