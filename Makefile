@@ -89,7 +89,7 @@ proof-striping:
 	ADIT_SCALE=full $(CARGO) test -p adit-tests --test striping --test foreign --test port_plan --test learn --test export --test classify --test floods -- --nocapture
 proof-nat:
 	$(call need,$(TEST_PACKAGES))
-	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw --test nat --test replan --test forward --test router -- --nocapture
+	ADIT_SCALE=full $(CARGO) test -p adit-tests --test natfw --test nat --test trace --test trail --test replan --test forward --test router -- --nocapture
 
 ## A year of 10,000 users: what it takes on the disk (5 GB in TMPDIR), how long a trace takes, how fast the chain is followed.
 proof-trail:

@@ -145,10 +145,10 @@ fn connections_outlive_every_change_of_the_layout() {
     let witness = witness(&network);
     let clients = connect(&network, &gateway, CLIENTS);
     let users: Vec<_> = (0..CLIENTS).map(|number| format!("user{number}")).collect();
-    let mut held = hold(&clients, &witness, PORTS - 1);
+    let mut held = hold(&clients, &witness, 0);
     let mut rng = Rng::new(11);
     let (mut moves, mut stays) = (0, 0);
-    for step in 0..Scale::get().pick(12, 100) {
+    for step in 1..=Scale::get().pick(12, 100) {
         let before = blocks(&gateway);
         let next = plan.next(&mut rng);
         next.write(&gateway);
