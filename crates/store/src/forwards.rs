@@ -261,13 +261,17 @@ impl Store {
         })
     }
 
-    /// Ends the forwards whose time is over, each at that time; gives them.
+    /// The open forwards whose time is over.
+    pub fn due_forwards(&self, now: Timestamp) -> Result<Vec<Forward>, StoreFault> {
+        self.read(|sql| sql.expired_forwards(now))
+    }
+
+    /// Ends the forwards whose time is over, now: until now they were open. Gives them.
     pub fn expire_forwards(&self, change: &Change<'_>) -> Result<Vec<Forward>, StoreFault> {
         self.write(Durability::Now, |sql| {
             let expired = sql.expired_forwards(change.now)?;
             for forward in &expired {
-                let at = forward.expires.unwrap_or(change.now);
-                let entry = end(sql, forward, at, "forward.expire")?;
+                let entry = end(sql, forward, change.now, "forward.expire")?;
                 crate::audit::append(sql, change, &entry)?;
             }
             Ok(expired)

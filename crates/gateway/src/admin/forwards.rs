@@ -68,9 +68,14 @@ impl Admin {
         let id = id.parse().map_err(|_| not_found("forward", id))?;
         let row = self.store.forward_row(id).map_err(internal)?;
         let row = row.ok_or_else(|| not_found("forward", &id.to_string()))?;
+        let (device, ways) = (row.forward.device, forward_ways(&row.forward));
         let before = self.list(vec![row], None)?.forwards.pop();
-        let ended = self.store.end_forward(&self.change(), id).map_err(refused)?;
-        self.follow_forwards(ended.device, forward_ways(&ended)).await?;
+        // Nothing comes in by it any more when the journal says that it is over.
+        self.follow_forwards(device, ways).await?;
+        if let Err(fault) = self.store.end_forward(&self.change(), id) {
+            self.follow_forwards(device, Vec::new()).await?;
+            return Err(refused(fault));
+        }
         before.map(|before| Forward { open: false, ..before }).ok_or_else(|| internal("the forward vanished"))
     }
 

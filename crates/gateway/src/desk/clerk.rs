@@ -118,16 +118,24 @@ impl Clerk {
         }
     }
 
+    /// Forwards whose time is over: first the kernel lets nothing in by them, then the journal says so.
     fn expire_forwards(&mut self) {
-        let change = adit_store::Change { actor: "gateway", now: clock::now() };
-        let expired = self.store.expire_forwards(&change).unwrap_or_else(|error| {
-            tracing::error!(%error, "forwards whose time is over could not be ended");
+        let now = clock::now();
+        let due = self.store.due_forwards(now).unwrap_or_else(|error| {
+            tracing::error!(%error, "forwards could not be read");
             Vec::new()
         });
-        for forward in expired {
+        if due.is_empty() {
+            return;
+        }
+        for forward in due {
             if let Err(fault) = self.follow_forwards(forward.device, &forward_ways(&forward)) {
                 tracing::error!(port = forward.port, fault, "a forwarded port could not be closed");
             }
+        }
+        let change = adit_store::Change { actor: "gateway", now };
+        if let Err(error) = self.store.expire_forwards(&change) {
+            tracing::error!(%error, "forwards whose time is over could not be ended");
         }
     }
 

@@ -117,6 +117,14 @@ impl Clerk {
         let session = held.live.take().map(|(_, session)| session);
         let linger = if linger { self.settings.linger } else { std::time::Duration::ZERO };
         held.until = Some(Instant::now() + linger);
+        // Nobody is there to answer.
+        let closed = Outlet { ways: Vec::new(), ..held.outlet.clone() };
+        match self.exits.change(&held.outlet, &closed) {
+            Ok(()) => held.outlet = closed,
+            Err(fault) => {
+                tracing::error!(%fault, "forwarded ports of a device that is away could not be closed");
+            }
+        }
         if let Some(session) = session {
             self.close_session(session, reason);
         }
@@ -174,10 +182,14 @@ impl Clerk {
         }
     }
 
-    /// Brings the kernel in line with the ports that are forwarded to a device.
+    /// Brings the kernel in line with the ports that are forwarded to a device, but for those that are to be `cut`: these
+    /// are closed, and what came in by them ends.
     pub(super) fn follow_forwards(&mut self, device: DeviceId, cut: &[Way]) -> Result<(), String> {
-        let ways = self.ways(device);
-        let Some(held) = self.held.get_mut(&device) else { return Ok(()) };
+        let mut ways = self.ways(device);
+        ways.retain(|way| !cut.contains(way));
+        let Some(held) = self.held.get_mut(&device).filter(|held| held.until.is_none()) else {
+            return Ok(());
+        };
         let outlet = Outlet { ways, ..held.outlet.clone() };
         self.exits.change(&held.outlet, &outlet).map_err(|fault| fault.to_string())?;
         held.outlet = outlet;

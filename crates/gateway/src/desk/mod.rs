@@ -41,8 +41,8 @@ pub(crate) enum Ask {
     End { handle: Handle, reason: String, linger: bool },
     /// Ends what devices that are away still have; answers when nothing of these is left.
     Settle { which: Which, done: oneshot::Sender<()> },
-    /// The ports that are forwarded to this device have changed; what came in by `cut` is over. Answers when the kernel
-    /// knows.
+    /// The ports that are forwarded to this device have changed; those to be `cut` are closed, with what came in by them.
+    /// Answers when the kernel knows.
     Forwards { device: DeviceId, cut: Vec<Way>, done: oneshot::Sender<Result<(), String>> },
     /// Hands this on to the control thread, behind all decisions made so far: a client that was let in an instant
     /// before its user was removed is then found and closed.

@@ -143,12 +143,16 @@ fn a_forward_ends_when_its_time_is_over() {
     assert_eq!(world.store.expire_forwards(&change).unwrap(), []);
 
     let later = world.change();
+    assert_eq!(world.store.due_forwards(change.now).unwrap(), []);
+    assert_eq!(world.store.due_forwards(later.now).unwrap(), [forward]);
     assert_eq!(world.store.expire_forwards(&later).unwrap(), [forward]);
+    assert_eq!(world.store.due_forwards(later.now).unwrap(), []);
 
     assert_eq!(world.store.forwards_of(device.id).unwrap(), [lasting]);
     assert_eq!(
         world.number(&format!("SELECT ended FROM forwards WHERE seq = {}", forward.seq)),
-        at.as_millis()
+        later.now.as_millis(),
+        "until then it was open"
     );
 }
 
