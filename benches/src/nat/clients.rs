@@ -17,7 +17,7 @@ use crate::report::{Report, Table};
 /// Clients that go and come back, one by one.
 const MOVING: u32 = 200;
 /// As many as the time allows where everything is loaded anew for each.
-const RELOADS: u32 = 3;
+const RELOADS: u32 = 2;
 
 #[derive(Debug, Clone, Copy)]
 enum Way {
