@@ -215,6 +215,10 @@ fn a_moment_may_be_written_in_many_ways_but_never_be_guessed() {
     assert_eq!(named(&ask(&gateway, &seen, &["--at", &moment(began - 1999)])).len(), 1);
     assert_eq!(named(&ask(&gateway, &seen, &["--at", &moment(began - 2001)])).len(), 0);
 
+    // What she has now she need not have then.
+    let later = moment(seen.at + 3_600_000);
+    assert_eq!(named(&ask(&gateway, &seen, &["--at", &later])).len(), 0);
+
     // Nobody is an empty list and an exit code of its own, with words for people.
     let at = moment(seen.at);
     let port = if seen.remote.port() > 40_100 { "40001" } else { "64000" };

@@ -74,7 +74,13 @@ impl Admin {
             }),
             tolerance_ms: query.tolerance_ms,
         };
-        let found = self.store.trace(&query).map_err(internal)?;
+        let mut found = self.store.trace(&query).map_err(internal)?;
+        // What somebody has now they need not have then. Where the clock was set back, it may have been then already.
+        let reach = i64::try_from(query.tolerance_ms.saturating_add(found.clock_uncertainty_ms));
+        let earliest = query.at.as_millis().saturating_sub(reach.unwrap_or(i64::MAX));
+        if earliest > crate::clock::now().as_millis() {
+            found.matches.clear();
+        }
         Ok(Trace {
             matches: found.matches.into_iter().map(described).collect(),
             epoch: found.epoch.filter(|epoch| epoch.layout.is_some()).map(epoch),
