@@ -191,6 +191,11 @@ impl Machine {
         Ok(self.changing().plumbing.forget_connections(addresses)?)
     }
 
+    /// Keeps the translated ends of connections from being used for others for so many seconds.
+    pub(crate) fn occupy(&self, connections: &[Tracked], seconds: u32) -> Result<(), ApplyFault> {
+        Ok(self.changing().plumbing.occupy(connections, seconds)?)
+    }
+
     /// Forgets those connections that are meant.
     pub(crate) fn forget_those(&self, meant: impl Fn(&Tracked) -> bool) -> Result<(), ApplyFault> {
         let plumbing = &mut self.changing().plumbing;

@@ -3,7 +3,7 @@
 //! Numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use netlink_packet_core::{DecodeError, DefaultNla};
 use rustix::io::Errno;
@@ -13,12 +13,14 @@ use crate::netlink::NetlinkFault;
 use crate::netlink::connection::{Failure, ignore};
 
 const SUBSYSTEM: u16 = 1;
+const NEW: u16 = SUBSYSTEM << 8;
 const GET: u16 = SUBSYSTEM << 8 | 1;
 const DELETE: u16 = SUBSYSTEM << 8 | 2;
 const GET_STATISTICS: u16 = SUBSYSTEM << 8 | 5;
 
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const TIMEOUT: u16 = 7;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -35,6 +37,9 @@ const ICMP_ID: u16 = 4;
 const ICMPV6_ID: u16 = 7;
 const STATISTICS_ENTRIES: u16 = 1;
 const STATISTICS_MAX: u16 = 2;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -160,6 +165,23 @@ impl Netfilter {
         Ok(())
     }
 
+    /// Keeps the translated ends of these connections, as [`connections`](Self::connections) has listed them, from being
+    /// used for others for so many seconds: the kernel takes them for connections of this machine's own, so that what
+    /// still arrives for them is answered by nobody. IPv4, TCP and UDP only; of others, and of those that are used
+    /// already, nothing is changed.
+    ///
+    /// # Errors
+    /// Without privilege, or when the kernel does not track connections.
+    pub fn occupy(&mut self, connections: &[Tracked], seconds: u32) -> Result<(), NetlinkFault> {
+        for placeholder in connections.iter().filter_map(|connection| placeholder(connection, seconds)) {
+            match self.connection.create(placeholder) {
+                Ok(()) | Err(Failure::Kernel { errno: Errno::EXIST, .. }) => {}
+                Err(failure) => return Err(failure.about("keep ports of forgotten connections".to_owned())),
+            }
+        }
+        Ok(())
+    }
+
     /// All connections of this network namespace. What begins or ends meanwhile may be among them or not.
     ///
     /// # Errors
@@ -188,6 +210,27 @@ impl Netfilter {
         });
         answer.map_err(|failure| failure.about("count tracked connections".to_owned()))
     }
+}
+
+/// A connection from the translated end itself to the other one.
+fn placeholder(connection: &Tracked, seconds: u32) -> Option<Message> {
+    let Tracked { protocol: protocol @ (TCP | UDP), reply, .. } = *connection else { return None };
+    let (SocketAddr::V4(end), SocketAddr::V4(other)) = (reply.destination, reply.source) else { return None };
+    let tuple = |kind, from: SocketAddrV4, to: SocketAddrV4| {
+        let addresses = [attribute(1, from.ip().octets()), attribute(2, to.ip().octets())];
+        let ports = [
+            attribute(PROTOCOL_NUMBER, [protocol]),
+            attribute(SOURCE_PORT, from.port().to_be_bytes()),
+            attribute(DESTINATION_PORT, to.port().to_be_bytes()),
+        ];
+        nest(kind, &[nest(TUPLE_IP, &addresses), nest(TUPLE_PROTOCOL, &ports)])
+    };
+    let attributes = [
+        tuple(TUPLE_ORIGINAL, end, other),
+        tuple(TUPLE_REPLY, other, end),
+        attribute(TIMEOUT, seconds.to_be_bytes()),
+    ];
+    Some(Message { kind: NEW, family: IPV4, resource: 0, attributes: write(&attributes) })
 }
 
 fn operation(addresses: &[IpAddr]) -> String {

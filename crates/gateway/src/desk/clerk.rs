@@ -16,7 +16,7 @@ use super::{Ask, Decision, Login, Parts, Refused, TRY_LATER, identify, no_admiss
 use crate::clock;
 use crate::config::TunnelConfig;
 use crate::control::{Control, Message};
-use crate::exit::Exits;
+use crate::exit::{Exits, Way};
 use crate::sites::Sites;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -128,9 +128,13 @@ impl Clerk {
         if due.is_empty() {
             return;
         }
-        for forward in due {
-            if let Err(fault) = self.follow_forwards(forward.device, &forward_ways(&forward)) {
-                tracing::error!(port = forward.port, fault, "a forwarded port could not be closed");
+        let mut cut: HashMap<DeviceId, Vec<Way>> = HashMap::new();
+        for forward in &due {
+            cut.entry(forward.device).or_default().extend(forward_ways(forward));
+        }
+        for (device, ways) in cut {
+            if let Err(fault) = self.follow_forwards(device, &ways) {
+                tracing::error!(?ways, fault, "forwarded ports could not be closed");
             }
         }
         let change = adit_store::Change { actor: "gateway", now };

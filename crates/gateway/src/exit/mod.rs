@@ -7,7 +7,7 @@
 mod elements;
 mod unclaimed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -19,6 +19,10 @@ use ipnet::IpNet;
 pub(crate) use self::elements::{Key, Outlet, TCP, UDP, Way, keys};
 use self::unclaimed::Unclaimed;
 use crate::machine_state::{ApplyFault, Machine};
+
+/// Seconds for which packets of a connection that is over may still arrive: what NAT has to wait at least
+/// (RFC 4787, REQ-5).
+const LATE: u32 = 120;
 
 /// What is in force of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -146,10 +150,32 @@ impl Exits {
     pub(crate) fn close<'a>(&self, leases: impl IntoIterator<Item = (Inner, &'a Outlet)>) {
         let leases: Vec<_> = leases.into_iter().collect();
         self.suspend(leases.iter().map(|(_, outlet)| *outlet));
+        let left = match leases.iter().any(|(_, outlet)| outlet.block.is_some()) {
+            true => self.left_by(&leases),
+            false => Vec::new(),
+        };
         let inner: Vec<_> = leases.iter().map(|(inner, _)| *inner).collect();
         let sites: Vec<_> =
             leases.iter().flat_map(|(_, outlet)| &outlet.sites).copied().map(IpNet::V4).collect();
         self.forget(&inner, &sites);
+        if let Err(fault) = self.machine.occupy(&left, LATE) {
+            tracing::error!(%fault, "ports of connections that are over may be used at once");
+        }
+    }
+
+    /// The translated connections of leases: what is under way to them is not to reach who gets their ports next.
+    fn left_by(&self, leases: &[(Inner, &Outlet)]) -> Vec<Tracked> {
+        let inner: HashSet<IpAddr> =
+            leases.iter().filter_map(|(inner, _)| inner.v4.map(IpAddr::V4)).collect();
+        let mut connections = self.machine.connections().unwrap_or_else(|fault| {
+            tracing::error!(%fault, "cannot look at tracked connections");
+            Vec::new()
+        });
+        connections.retain(|tracked| {
+            let from = tracked.original.source.ip();
+            inner.contains(&from) && tracked.reply.destination.ip() != from
+        });
+        connections
     }
 
     /// Forgets connections of addresses and of networks behind them.

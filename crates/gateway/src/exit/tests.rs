@@ -46,6 +46,9 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 fn a_lease_that_ends_loses_its_ports_first_and_then_its_connections() {
     let (plumbing, mut exits) = exits(&[]);
     exits.open(inner(), &outlet(40_000), || false).unwrap();
+    let (own, others) =
+        (connection("10.88.0.2:1", "192.0.2.1:40001"), connection("10.88.0.3:1", "192.0.2.1:40064"));
+    plumbing.set_connections(vec![own, others, connection("[fd88::2]:1", "[fd88::2]:1")]);
     exits.close([(inner(), &outlet(40_000))]);
     let requests = plumbing.requests();
     let change = |request: &Request| match request {
@@ -56,16 +59,19 @@ fn a_lease_that_ends_loses_its_ports_first_and_then_its_connections() {
     assert!(matches!(change(&requests[1]), Some(Change::Remove { .. })), "nothing new leaves");
     let both = addresses(&["10.88.0.2", "fd88::2"]);
     assert_eq!(requests[2], Request::ForgetConnections(both), "and then nothing old is answered");
-    assert_eq!(requests.len(), 3);
+    assert_eq!(requests[3], Request::Occupy(vec![own]), "and nobody else gets what is under way to it");
+    assert_eq!(requests.len(), 4);
 }
 
 #[test]
 fn without_blocks_connections_end_with_the_lease_all_the_same() {
     let (plumbing, mut exits) = exits(&[]);
     exits.set_rules(Rules::default(), &[]).unwrap();
-    exits.open(inner(), &outlet(40_000), || false).unwrap();
-    exits.close([(inner(), &outlet(40_000))]);
-    assert_eq!(plumbing.requests(), [Request::ForgetConnections(addresses(&["10.88.0.2", "fd88::2"]))]);
+    let plain = Outlet { block: None, ..outlet(40_000) };
+    exits.open(inner(), &plain, || false).unwrap();
+    exits.close([(inner(), &plain)]);
+    let both = addresses(&["10.88.0.2", "fd88::2"]);
+    assert_eq!(plumbing.requests()[0], Request::ForgetConnections(both));
 }
 
 #[test]

@@ -15,8 +15,12 @@ impl Unclaimed {
     pub(super) fn new(connections: &[Tracked]) -> Self {
         let mut ends: HashMap<IpAddr, Vec<(IpAddr, u16)>> = HashMap::new();
         for tracked in connections {
-            let end = tracked.reply.destination;
-            ends.entry(tracked.original.source.ip()).or_default().push((end.ip(), end.port()));
+            let (from, end) = (tracked.original.source.ip(), tracked.reply.destination);
+            let own = ends.entry(from).or_default();
+            // What is not translated leaves by its own address.
+            if end.ip() != from {
+                own.push((end.ip(), end.port()));
+            }
             // What was forwarded is the device's as well.
             ends.entry(tracked.reply.source.ip()).or_default();
         }
@@ -38,10 +42,7 @@ impl Unclaimed {
             .collect();
         let same = !own.is_empty() && was_last();
         for (address, ends) in &own {
-            let elsewhere = |(to, port): &(IpAddr, u16)| {
-                // What is not translated leaves by its own address.
-                to != address && block.is_some() && !holds(block, *to, *port)
-            };
+            let elsewhere = |(to, port): &(IpAddr, u16)| block.is_some() && !holds(block, *to, *port);
             if !same || ends.iter().any(elsewhere) {
                 strange.push(*address);
             }

@@ -160,6 +160,35 @@ fn single_connections_of_an_address_are_forgotten_and_its_others_are_not() {
 }
 
 #[test]
+fn translated_ends_of_forgotten_connections_are_nobodys_for_a_while() {
+    in_namespace(|mut netfilter| {
+        let translated = |protocol, port| Tracked {
+            protocol,
+            original: Direction {
+                source: "10.88.0.2:5000".parse().unwrap(),
+                destination: "198.51.100.7:53".parse().unwrap(),
+            },
+            reply: Direction {
+                source: "198.51.100.7:53".parse().unwrap(),
+                destination: SocketAddr::from(([192, 0, 2, 9], port)),
+            },
+        };
+        let ends = [translated(TCP, 40_000), translated(UDP, 40_001), translated(1, 40_002)];
+        netfilter.occupy(&ends, 60).unwrap();
+        // What is used already stays.
+        netfilter.occupy(&ends, 60).unwrap();
+        let own = |port| SocketAddr::from(([192, 0, 2, 9], port));
+        let mut listed: Vec<_> = netfilter.connections().unwrap();
+        listed.sort_by_key(|found| found.protocol);
+        let seen: Vec<_> = listed
+            .iter()
+            .map(|found| (found.protocol, found.original.source, found.reply.destination))
+            .collect();
+        assert_eq!(seen, [(TCP, own(40_000), own(40_000)), (UDP, own(40_001), own(40_001))]);
+    });
+}
+
+#[test]
 fn what_is_tracked_is_counted() {
     in_namespace(|mut netfilter| {
         let max = sysctl::get("net.netfilter.nf_conntrack_max").unwrap().parse().unwrap();
@@ -177,8 +206,6 @@ fn what_is_tracked_is_counted() {
 
 /// Makes the kernel believe in this many connections of the addresses from 10.0.0.0 on.
 fn invent(netfilter: &mut Netfilter, count: u32) {
-    const NEW: u16 = SUBSYSTEM << 8;
-    const TIMEOUT: u16 = 7;
     let tuple = |kind, source: [u8; 4], from: u16, destination: [u8; 4], to: u16| {
         let ports = [attribute(1, [17]), attribute(2, from.to_be_bytes()), attribute(3, to.to_be_bytes())];
         nest(kind, &[nest(1, &[attribute(1, source), attribute(2, destination)]), nest(2, &ports)])

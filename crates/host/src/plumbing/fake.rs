@@ -34,6 +34,8 @@ pub enum Request {
     ForgetConnections(Vec<IpAddr>),
     /// [`Plumbing::forget`].
     Forget(Vec<Tracked>),
+    /// [`Plumbing::occupy`].
+    Occupy(Vec<Tracked>),
 }
 
 /// Records requests and answers them without privilege: TUN interfaces are ends of a socket pair, and sockets
@@ -203,6 +205,10 @@ impl Plumbing for FakePlumbing {
         let mut shared = self.note(Request::Forget(connections.to_vec()))?;
         shared.connections.retain(|tracked| !connections.contains(tracked));
         Ok(())
+    }
+
+    fn occupy(&mut self, connections: &[Tracked], _: u32) -> Result<(), PlumbingFault> {
+        self.note(Request::Occupy(connections.to_vec())).map(drop)
     }
 
     fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault> {

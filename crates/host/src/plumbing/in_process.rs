@@ -266,6 +266,10 @@ impl Plumbing for InProcess {
         Ok(self.netfilter()?.forget(connections)?)
     }
 
+    fn occupy(&mut self, connections: &[Tracked], seconds: u32) -> Result<(), PlumbingFault> {
+        Ok(self.netfilter()?.occupy(connections, seconds)?)
+    }
+
     fn connections(&mut self) -> Result<Vec<Tracked>, PlumbingFault> {
         Ok(self.netfilter()?.connections()?)
     }

@@ -145,6 +145,12 @@ pub trait Plumbing: Send {
     /// [`PlumbingFault::Netlink`].
     fn forget(&mut self, connections: &[Tracked]) -> Result<(), PlumbingFault>;
 
+    /// Keeps the translated ends of connections from being used for others for so many seconds.
+    ///
+    /// # Errors
+    /// [`PlumbingFault::Netlink`].
+    fn occupy(&mut self, connections: &[Tracked], seconds: u32) -> Result<(), PlumbingFault>;
+
     /// All tracked connections.
     ///
     /// # Errors
