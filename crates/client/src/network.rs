@@ -69,8 +69,7 @@ impl Network {
         options: &Options,
     ) -> Result<(Self, Tun), NetworkFault> {
         place.clean_up();
-        let tun = Tun::open(&TunOptions { offloads: true, ..TunOptions::new(name.unwrap_or(INTERFACE)) })
-            .map_err(PlumbingFault::from)?;
+        let tun = Tun::open(&TunOptions::new(name.unwrap_or(INTERFACE))).map_err(PlumbingFault::from)?;
         let interface = tun.name().to_owned();
         let lock = place.lock(&interface)?;
         let (plumbing, recovery) = InProcess::start(&place.record(&interface))?;
@@ -105,7 +104,6 @@ impl Network {
             recv_buffer: Some(RECEIVE_BUFFER),
             path_mtu: PathMtu::Fragment,
             mark: Some(MARK),
-            receive_trains: true,
             ..UdpOptions::default()
         };
         let mut own: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];

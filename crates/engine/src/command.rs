@@ -14,8 +14,8 @@ use adit_openvpn::gate::{Admission, Gate};
 use adit_openvpn::packet::SessionId;
 use adit_tunnel::{DropReason, Drops};
 
+use crate::Session;
 use crate::shard::Shard;
-use crate::{Batches, Session};
 
 /// Names a session, from its first packet on, between shard and control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,8 +156,7 @@ pub enum Command {
 
 /// What a shard is made of.
 pub struct Parts {
-    /// Inner packets come from and go to here, each behind a virtio header
-    /// ([`TunOptions::offloads`](adit_host::tun::TunOptions::offloads), or the header alone).
+    /// Inner packets come from and go to here.
     pub tun: Tun,
     /// UDP sockets; [`Path::Udp`] refers to them by index.
     pub sockets: Vec<UdpSocket>,
@@ -229,7 +228,6 @@ pub struct Engine {
     sockets: Arc<[UdpSocket]>,
     handles: Arc<AtomicU64>,
     drops: Arc<Drops>,
-    batches: Arc<Batches>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -243,7 +241,6 @@ pub fn start(mut parts: Parts) -> Result<Engine, StartFault> {
     let waker = Arc::new(Waker::new()?);
     let handles = Arc::new(AtomicU64::new(1));
     let drops = Arc::new(Drops::default());
-    let batches = Arc::new(Batches::default());
     let news = Arc::new(AtomicBool::new(false));
     let shared = Shared {
         sockets: Arc::clone(&sockets),
@@ -251,11 +248,10 @@ pub fn start(mut parts: Parts) -> Result<Engine, StartFault> {
         news: Arc::clone(&news),
         handles: Arc::clone(&handles),
         drops: Arc::clone(&drops),
-        batches: Arc::clone(&batches),
     };
     let shard = Shard::new(parts, inbox, shared)?;
     let thread = std::thread::Builder::new().name("shard-0".into()).spawn(move || shard.run())?;
-    Ok(Engine { commands, waker, news, sockets, handles, drops, batches, thread: Mutex::new(Some(thread)) })
+    Ok(Engine { commands, waker, news, sockets, handles, drops, thread: Mutex::new(Some(thread)) })
 }
 
 impl Engine {
@@ -298,12 +294,6 @@ impl Engine {
         &self.drops
     }
 
-    /// How full the batches were so far.
-    #[must_use]
-    pub fn batches(&self) -> &Arc<Batches> {
-        &self.batches
-    }
-
     /// Forgets a session and returns when no packet of it can pass any more.
     pub fn forget_and_wait(&self, handle: Handle) {
         let (done, wait) = sync_channel(1);
@@ -344,7 +334,6 @@ pub(crate) struct Shared {
     pub(crate) news: Arc<AtomicBool>,
     pub(crate) handles: Arc<AtomicU64>,
     pub(crate) drops: Arc<Drops>,
-    pub(crate) batches: Arc<Batches>,
 }
 
 pub(crate) fn next_handle(handles: &AtomicU64) -> Handle {

@@ -2,8 +2,7 @@
 //!
 //! A *shard* is a thread that owns UDP sockets, a tun queue and the TCP connections of sessions, and runs each
 //! packet to completion: receive, find the session, open, check the source, write to tun; and back. It reads
-//! no clock per packet, writes no log, allocates nothing and waits for nobody. Where the kernel takes and gives many
-//! packets in one piece, superpackets of tun and trains of UDP datagrams, they stay together as far as they can.
+//! no clock per packet, writes no log, allocates nothing and waits for nobody.
 //!
 //! Control packets go up to the control plane as [`Event`]s over a bounded queue, and come down as
 //! [`Command`]s. First packets are judged here by the [`Gate`](adit_openvpn::gate::Gate), so that a flood of
@@ -14,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod command;
-mod counters;
 mod driver;
 mod routes;
 mod session;
@@ -23,6 +21,5 @@ mod stream;
 mod table;
 
 pub use command::{Command, Engine, Event, Foreign, Handle, Parts, Path, StartFault, start};
-pub use counters::{BatchFigures, Batches};
 pub use driver::{Clocks, Driver, OsEntropy};
 pub use session::{Counters, Session, Snapshot, Sources};

@@ -179,10 +179,9 @@ impl Session {
         self.counters.worst_backtrack.fetch_max(u64::from(backtrack), Ordering::Relaxed);
     }
 
-    /// Notes sealed packets; `bytes` of inner packets.
-    pub(crate) fn count_sent(&self, packets: u64, bytes: u64, now: u64) {
+    pub(crate) fn count_sent(&self, bytes: usize, now: u64) {
         self.counters.last_sent.store(now, Ordering::Relaxed);
-        self.counters.sent_packets.fetch_add(packets, Ordering::Relaxed);
-        self.counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.sent_packets.fetch_add(1, Ordering::Relaxed);
+        self.counters.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }

@@ -181,18 +181,24 @@ impl Connection {
     }
 }
 
-/// Bytes of a length.
-pub(crate) const PREFIX: usize = 2;
-
-/// Length of the packet that `bytes` begin with, behind its [`PREFIX`]; `None` when its rest has not arrived. A length
-/// that is 0 or more than `limit` breaks the connection.
-pub(crate) fn next_packet(bytes: &[u8], limit: usize) -> Result<Option<usize>, Broken> {
-    let Some((length, rest)) = bytes.split_first_chunk::<PREFIX>() else { return Ok(None) };
+/// The next whole packet of `bytes` from `*at` on, copied to the beginning of `out`; its length, `None` when its rest
+/// has not arrived. A length that is 0, more than `limit` or more than `out` holds breaks the connection.
+pub(crate) fn next_packet(
+    bytes: &[u8],
+    at: &mut usize,
+    out: &mut [u8],
+    limit: usize,
+) -> Result<Option<usize>, Broken> {
+    let rest = bytes.get(*at..).unwrap_or_default();
+    let Some((length, rest)) = rest.split_first_chunk() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes(*length));
     if length == 0 || length > limit {
         return Err(Broken::Length(length));
     }
-    Ok((length <= rest.len()).then_some(length))
+    let Some(packet) = rest.get(..length) else { return Ok(None) };
+    out.get_mut(..length).ok_or(Broken::Length(length))?.copy_from_slice(packet);
+    *at += 2 + length;
+    Ok(Some(length))
 }
 
 #[cfg(test)]
@@ -212,10 +218,9 @@ mod tests {
     fn packets(connection: &mut Connection, limit: usize) -> Result<Vec<Vec<u8>>, Broken> {
         let mut bulk = [0; 4096];
         let Some(len) = connection.fill(&mut bulk)? else { return Ok(Vec::new()) };
-        let (mut at, mut found) = (0, Vec::new());
-        while let Some(length) = next_packet(&bulk[at..len], limit)? {
-            at += PREFIX + length;
-            found.push(bulk[at - length..at].to_vec());
+        let (mut at, mut out, mut found) = (0, [0; 4096], Vec::new());
+        while let Some(len) = next_packet(&bulk[..len], &mut at, &mut out, limit)? {
+            found.push(out[..len].to_vec());
         }
         connection.keep(&bulk[at..len]);
         Ok(found)
@@ -247,7 +252,8 @@ mod tests {
     #[test]
     fn lengths_no_packet_has_break_the_connection() {
         for (bytes, limit) in [([0, 0], 100), ([1, 0], 100), ([0xff, 0xff], MAX_PACKET)] {
-            assert!(matches!(next_packet(&bytes, limit), Err(Broken::Length(_))));
+            let (mut at, mut out) = (0, [0; 100]);
+            assert!(matches!(next_packet(&bytes, &mut at, &mut out, limit), Err(Broken::Length(_))));
         }
     }
 

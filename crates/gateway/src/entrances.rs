@@ -283,7 +283,6 @@ fn udp_options(tunnel: &TunnelConfig) -> UdpOptions {
         recv_buffer: size(tunnel.rcvbuf),
         send_buffer: size(tunnel.sndbuf),
         path_mtu: PathMtu::Fragment,
-        receive_trains: true,
         ..UdpOptions::default()
     }
 }

@@ -203,8 +203,7 @@ impl Gateway {
         if udp.is_empty() && listeners.is_empty() {
             return Err(UpFault::Missing("[[entrance]] with a port"));
         }
-        let tun =
-            plumbing.open_tun(&TunOptions { offloads: true, ..TunOptions::new(&config.tunnel.interface) })?;
+        let tun = plumbing.open_tun(&TunOptions::new(&config.tunnel.interface))?;
         let pools = config.tunnel.pools().map_err(AdminFault::BadPools)?;
         plumbing.apply(&machine_state::wanted(&config, &arranged, &pools, &sites.all()))?;
 

@@ -171,16 +171,6 @@ impl<'a> Superpacket<'a> {
         }
     }
 
-    /// Bytes of segment number `index`; `None` when there is no such segment.
-    #[must_use]
-    pub fn length(&self, index: usize) -> Option<usize> {
-        let last = self.count() - 1;
-        match &self.work {
-            Work::Cut(cut) if index == last => Some(self.packet.total_len() - index * cut.size),
-            _ => (index <= last).then(|| self.segment_len()),
-        }
-    }
-
     /// Writes segment number `index` with its headers and checksums to the start of `out`, and returns its length.
     /// What is behind it in `out` is left alone.
     ///

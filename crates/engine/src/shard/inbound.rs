@@ -5,16 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use adit_host::udp::{Received, RecvBatch};
+use adit_host::udp::RecvBatch;
 use adit_openvpn::gate::{Moment, Verdict};
 use adit_openvpn::packet::{Opcode, SessionId};
 use adit_tunnel::{DropReason, Inner};
-use adit_wire::coalesce::{Allowed, Coalescer, Output};
 use adit_wire::ip::Packet;
+use adit_wire::tcp::clamp_mss;
 
-use super::{Shard, TURNS, clamp};
+use super::{Shard, TURNS};
 use crate::command::{next_handle, send_drop};
-use crate::stream::{Broken, MAX_PACKET, MAX_UNPROVEN, PREFIX, next_packet};
 use crate::table::Table;
 use crate::{Event, Path, Session};
 
@@ -32,9 +31,6 @@ impl Origin {
     }
 }
 
-/// What was in a packet of a session.
-type Opened = (Arc<Session>, Inner);
-
 impl Shard {
     pub(super) fn read_socket(&mut self, index: usize, received: &mut RecvBatch) {
         for _ in 0..TURNS {
@@ -45,55 +41,38 @@ impl Shard {
                 // What ICMP reports about an earlier datagram; anyone can forge it.
                 Err(_) => continue,
             };
-            let mut inward = Coalescer::new(self.allowed);
-            let mut datagrams = 0;
-            for slot in received.iter_mut() {
-                datagrams += slot.segments().count();
-                self.slot(index, slot, &mut inward);
+            for datagram in received.iter_mut() {
+                self.datagram(index, datagram);
             }
-            inward.finish(&mut |output| self.write_tun(output));
-            self.batches.received(count as u64, datagrams as u64);
-            if count < super::RECEIVED {
+            if count < super::BATCH {
                 return;
             }
         }
     }
 
-    /// Takes the datagrams of a slot one after the other.
-    fn slot<'b>(&mut self, socket: usize, slot: Received<'b>, inward: &mut Coalescer<'b>) {
-        let from = Origin { socket, remote: slot.remote(), local: slot.local() };
-        if slot.truncated() {
+    fn datagram(&mut self, socket: usize, mut datagram: adit_host::udp::Received<'_>) {
+        let from = Origin { socket, remote: datagram.remote(), local: datagram.local() };
+        if datagram.truncated() {
             return self.drops.count(DropReason::Truncated);
         }
-        let segments = slot.segments();
-        let mut rest = slot.into_buffer();
-        for len in segments.map(|segment| segment.len()) {
-            let opened = self.datagram(rest, len, from);
-            let Some((datagram, behind)) = std::mem::take(&mut rest).split_at_mut_checked(len) else {
-                return;
+        for segment in datagram.segments() {
+            let Some(buf) = datagram.buffer().get_mut(segment.start..) else { continue };
+            let len = segment.len();
+            let result = match buf.first().filter(|_| len > 0).and_then(|&byte| Opcode::split(byte)) {
+                Some((Opcode::DataV2, _)) => self.data_v2(buf, len, from),
+                Some((Opcode::DataV1, _)) => self.data_v1(buf, len, from),
+                Some(_) => self.control(buf.get(..len).unwrap_or_default(), from),
+                None => Err(DropReason::Malformed),
             };
-            rest = behind;
-            let result = match opened {
-                Ok(Some(opened)) => self.pass_on(opened, datagram, inward),
-                Ok(None) => Ok(()),
+            let result = match result {
                 Err(
                     reason @ (DropReason::Malformed | DropReason::UnknownPeer | DropReason::NoKeyVerified),
-                ) => self.offer(datagram, from, reason),
-                Err(reason) => Err(reason),
+                ) => self.offer(datagram.buffer().get(segment).unwrap_or_default(), from, reason),
+                result => result,
             };
             if let Err(reason) = result {
                 self.drops.count(reason);
             }
-        }
-    }
-
-    /// Opens the datagram in `buf[..len]`, or sends it up if it is a control packet.
-    fn datagram(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<Option<Opened>, DropReason> {
-        match buf.first().filter(|_| len > 0).and_then(|&byte| Opcode::split(byte)) {
-            Some((Opcode::DataV2, _)) => self.data_v2(buf, len, from).map(Some),
-            Some((Opcode::DataV1, _)) => self.data_v1(buf, len, from).map(Some),
-            Some(_) => self.control(buf.get(..len).unwrap_or_default(), from).map(|()| None),
-            None => Err(DropReason::Malformed),
         }
     }
 
@@ -103,7 +82,7 @@ impl Shard {
         if taken.transpose()?.unwrap_or(false) { Ok(()) } else { Err(reason) }
     }
 
-    fn data_v2(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<Opened, DropReason> {
+    fn data_v2(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<(), DropReason> {
         let peer = buf
             .get(..len)
             .and_then(|packet| packet.first_chunk())
@@ -115,81 +94,74 @@ impl Shard {
         if session.path().is_stream() {
             return Err(DropReason::UnknownPeer);
         }
-        self.open(session, buf, len, Some(from))
+        self.data(&session, buf, len, Some(from))
     }
 
-    fn data_v1(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<Opened, DropReason> {
+    fn data_v1(&mut self, buf: &mut [u8], len: usize, from: Origin) -> Result<(), DropReason> {
         let session =
             self.find(|table| table.by_remote(from.remote).cloned()).ok_or(DropReason::UnknownPeer)?;
-        self.open(session, buf, len, None)
+        self.data(&session, buf, len, None)
     }
 
-    /// Opens a data packet in place. With `from`, the session may have moved there.
-    fn open(
+    /// Opens a data packet and passes on what is in it. With `from`, the session may have moved there.
+    fn data(
         &mut self,
-        session: Arc<Session>,
+        session: &Arc<Session>,
         buf: &mut [u8],
         len: usize,
         from: Option<Origin>,
-    ) -> Result<Opened, DropReason> {
+    ) -> Result<(), DropReason> {
         if session.is_closed() {
             return Err(DropReason::SessionClosed);
         }
         let opened = session.channel().open(buf, len, self.seconds())?;
-        if let Some(from) = from.filter(|_| opened.newest) {
-            let old = session.path();
-            let path = old.moved_to(from.path());
-            if old != path && !self.table.is_taken(path.remote(), &session) {
-                self.table.moved(&session, path);
-                self.tell(Event::Moved { handle: session.handle(), path });
-            }
+        if let Some(path) = from.map(|from| session.path().moved_to(from.path()))
+            && opened.newest
+            && session.path() != path
+            && !self.table.is_taken(path.remote(), session)
+        {
+            self.table.moved(session, path);
+            self.tell(Event::Moved { handle: session.handle(), path });
         }
         if opened.backtrack > 0 {
             session.count_late(opened.backtrack);
         }
-        Ok((session, opened.inner))
-    }
-
-    /// Passes on what was in `datagram`.
-    fn pass_on<'b>(
-        &mut self,
-        (session, inner): Opened,
-        datagram: &'b mut [u8],
-        inward: &mut Coalescer<'b>,
-    ) -> Result<(), DropReason> {
-        match inner {
+        match opened.inner {
             Inner::Packet(range) => {
-                let packet = datagram.get_mut(range).ok_or(DropReason::Malformed)?;
+                let packet = buf.get_mut(range).ok_or(DropReason::Malformed)?;
                 session.count_received(packet.len(), self.now);
-                let packet = inner_packet(&session, packet)?;
-                inward.push(&packet, &mut |output| self.write_tun(output));
+                self.write_tun(session, packet)
             }
             Inner::Assembled(mut packet) => {
                 session.count_received(packet.len(), self.now);
-                let packet = inner_packet(&session, &mut packet)?;
-                // It does not live as long as the others, and keeps its place among them.
-                let mut write = |output: Output<'_>| self.write_tun(output);
-                inward.finish(&mut write);
-                let mut alone = Coalescer::new(Allowed::default());
-                alone.push(&packet, &mut write);
+                self.write_tun(session, &mut packet)
             }
-            Inner::Nothing => session.count_received(0, self.now),
+            Inner::Nothing => {
+                session.count_received(0, self.now);
+                Ok(())
+            }
             Inner::Exit => {
                 self.tell(Event::PeerLeft { handle: session.handle() });
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// Writes a packet or superpacket to tun.
-    fn write_tun(&self, output: Output<'_>) {
-        let packets = output.packets() as u64;
-        match self.tun.send_vectored(output.parts()) {
-            Ok(_) => self.batches.tun_written(packets),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.drops.add(DropReason::OutputSaturation, packets);
-            }
-            Err(_) => self.drops.add(DropReason::TunError, packets),
+    /// Writes an inner packet to tun, if it comes from an address of the session.
+    fn write_tun(&mut self, session: &Session, packet: &mut [u8]) -> Result<(), DropReason> {
+        let view = Packet::parse(packet).map_err(|_| DropReason::Malformed)?;
+        if !session.sources().owns(view.source()) {
+            return Err(DropReason::BadSource);
+        }
+        let len = view.total_len();
+        if let Some((v4, v6)) = session.channel().max_segment() {
+            clamp_mss(packet, v4, v6);
+        }
+        let packet = packet.get(..len).ok_or(DropReason::Malformed)?;
+        match self.tun.send(packet) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(DropReason::OutputSaturation),
+            Err(_) => Err(DropReason::TunError),
         }
     }
 
@@ -223,69 +195,22 @@ impl Shard {
         }
     }
 
-    /// Takes the whole packets of a connection's bytes, `bytes[..len]`; how many bytes these were. There is room of
-    /// [`TAILROOM`](adit_tunnel::TAILROOM) behind them.
-    pub(super) fn stream_packets(
-        &mut self,
-        session: Option<&Arc<Session>>,
-        path: Path,
-        bytes: &mut [u8],
-        len: usize,
-    ) -> Result<usize, Broken> {
-        let limit = if session.is_some() { MAX_PACKET } else { MAX_UNPROVEN };
-        let mut inward = Coalescer::new(self.allowed);
-        let (mut rest, mut left) = (bytes, len);
-        let result = loop {
-            let length = match next_packet(rest.get(..left).unwrap_or_default(), limit) {
-                Ok(Some(length)) => length,
-                Ok(None) => break Ok(len - left),
-                Err(broken) => break Err(broken),
-            };
-            let Some((_, packet)) = std::mem::take(&mut rest).split_at_mut_checked(PREFIX) else {
-                break Ok(len - left);
-            };
-            let opened = self.stream_packet(session, path, packet, length);
-            let Some((packet, behind)) = packet.split_at_mut_checked(length) else { break Ok(len - left) };
-            (rest, left) = (behind, left - PREFIX - length);
-            let result = match opened {
-                Ok(Some(opened)) => self.pass_on(opened, packet, &mut inward),
-                Ok(None) => Ok(()),
-                Err(reason) => Err(reason),
-            };
-            if let Err(reason) = result {
-                self.drops.count(reason);
-            }
-        };
-        inward.finish(&mut |output| self.write_tun(output));
-        result
-    }
-
-    /// Opens the packet of a TCP connection in `buf[..len]`, or sends it up if it is a control packet.
-    fn stream_packet(
+    /// A packet of a TCP connection, in `buf[..len]`.
+    pub(super) fn stream_packet(
         &mut self,
         session: Option<&Arc<Session>>,
         path: Path,
         buf: &mut [u8],
         len: usize,
-    ) -> Result<Option<Opened>, DropReason> {
-        let Path::Stream { connection: handle, .. } = path else { return Ok(None) };
+    ) -> Result<(), DropReason> {
+        let Path::Stream { connection: handle, .. } = path else { return Ok(()) };
         let (opcode, _) = buf.first().and_then(|&byte| Opcode::split(byte)).ok_or(DropReason::Malformed)?;
         if opcode.is_data() {
             let session = session.ok_or(DropReason::UnknownPeer)?;
-            return self.open(Arc::clone(session), buf, len, None).map(Some);
+            return self.data(session, buf, len, None);
         }
         let packet = buf.get(..len).unwrap_or_default().to_vec();
         self.tell(Event::Control { handle, path, packet });
-        Ok(None)
+        Ok(())
     }
-}
-
-/// The inner packet, if it comes from an address of the session; what is behind its end is left out.
-fn inner_packet<'b>(session: &Session, packet: &'b mut [u8]) -> Result<Packet<'b>, DropReason> {
-    let source = Packet::parse(packet).map_err(|_| DropReason::Malformed)?.source();
-    if !session.sources().owns(source) {
-        return Err(DropReason::BadSource);
-    }
-    clamp(session, packet);
-    Packet::parse(packet).map_err(|_| DropReason::Malformed)
 }

@@ -2,40 +2,36 @@
 
 mod inbound;
 mod outbound;
-mod outgoing;
 mod streams;
 
 use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use adit_host::clock;
 use adit_host::poll::{Events, Interest, Poller, Waker};
-use adit_host::tun::{SUPERPACKET_LEN, Tun};
-use adit_host::udp::{RecvBatch, Slots, TRAIN_SLOT, UdpSocket};
+use adit_host::tun::Tun;
+use adit_host::udp::{RecvBatch, SendBatch, SendFault, SendSlot, Slots, UdpSocket};
 use adit_openvpn::gate::Gate;
 use adit_tunnel::{DropReason, Drops, HEADROOM, TAILROOM};
-use adit_wire::coalesce::Allowed;
-use adit_wire::ip::{Packet, protocol};
-use adit_wire::tcp::{Segment, clamp_mss};
 use rustc_hash::FxHashMap;
 
-use self::outgoing::{Exit, Outgoing};
 use crate::command::{Command, Parts, Shared};
 use crate::stream::{Connection, Spare};
 use crate::table::Table;
-use crate::{Batches, Event, Foreign, Handle, Session};
+use crate::{Event, Foreign, Handle};
 
-/// Slots of one receive; each takes a datagram, or as many as the kernel has joined.
-const RECEIVED: usize = 16;
+/// Datagrams per system call.
+const BATCH: usize = 64;
 /// Batches taken from one source before the others have their turn.
 const TURNS: usize = 4;
 /// Bytes a datagram may be longer than the inner packet in it.
 const OVERHEAD: usize = 256;
-
-/// Bytes of one read from a connection.
-const BULK: usize = 64 * 1024;
+/// Smallest slot: room for every control packet.
+const MIN_SLOT: usize = 2048;
 
 const TUN: u64 = u64::MAX;
 const WAKER: u64 = u64::MAX - 1;
@@ -45,11 +41,9 @@ const SOCKETS: u64 = u64::MAX - 1_000_000;
 /// See the module's text.
 pub(crate) struct Shard {
     tun: Tun,
-    /// What tun takes superpackets of.
-    allowed: Allowed,
     sockets: Arc<[UdpSocket]>,
     /// What is to leave through each of them.
-    outgoing: Vec<Outgoing>,
+    outgoing: Vec<SendBatch>,
     gate: Option<Arc<Gate>>,
     foreign: Option<Arc<dyn Foreign>>,
     table: Table,
@@ -63,12 +57,10 @@ pub(crate) struct Shard {
     inbox: Receiver<Command>,
     handles: Arc<AtomicU64>,
     drops: Arc<Drops>,
-    batches: Arc<Batches>,
     events: Box<dyn Fn(Event) -> bool + Send>,
     max_half_open: usize,
-    /// What one read from tun brings.
-    inner: Vec<u8>,
-    /// One packet with room around it.
+    slot_size: usize,
+    /// One inner packet, or one packet of a stream, with room around it.
     scratch: Vec<u8>,
     /// What one read from a connection may bring.
     bulk: Vec<u8>,
@@ -82,27 +74,18 @@ pub(crate) struct Shard {
 
 impl Shard {
     pub(crate) fn new(parts: Parts, inbox: Receiver<Command>, shared: Shared) -> io::Result<Self> {
-        let Shared { sockets, waker, news, handles, drops, batches } = shared;
-        let longest = usize::from(parts.mtu) + OVERHEAD;
-        let offloads = parts.tun.offloads();
-        let allowed = Allowed { tcp4: offloads.tcp, tcp6: offloads.tcp, udp: offloads.udp };
-        let trains = sockets.iter().all(UdpSocket::trains);
-        let interface = parts.tun.name();
-        tracing::info!(
-            interface,
-            "offloads of the interface: {offloads}; trains of datagrams: {}",
-            if trains { "yes" } else { "no" }
-        );
+        let Shared { sockets, waker, news, handles, drops } = shared;
+        let size = (usize::from(parts.mtu) + OVERHEAD).max(MIN_SLOT);
         let poller = Poller::new()?;
         poller.add(&parts.tun, TUN, Interest::READ)?;
         poller.add(waker.as_ref(), WAKER, Interest::READ)?;
         for (index, socket) in sockets.iter().enumerate() {
             poller.add(socket, SOCKETS + index as u64, Interest::READ)?;
         }
+        let outgoing = Slots { size, headroom: HEADROOM, tailroom: TAILROOM };
         Ok(Self {
             tun: parts.tun,
-            allowed,
-            outgoing: sockets.iter().map(|_| Outgoing::new(longest)).collect(),
+            outgoing: sockets.iter().map(|_| SendBatch::new(BATCH, outgoing)).collect(),
             sockets,
             gate: parts.gate,
             foreign: parts.foreign,
@@ -116,12 +99,11 @@ impl Shard {
             inbox,
             handles,
             drops,
-            batches,
             events: parts.events,
             max_half_open: parts.max_half_open,
-            inner: vec![0; SUPERPACKET_LEN],
-            scratch: vec![0; HEADROOM + longest + TAILROOM],
-            bulk: vec![0; BULK + TAILROOM],
+            slot_size: size,
+            scratch: vec![0; HEADROOM + size.max(crate::stream::MAX_PACKET) + TAILROOM],
+            bulk: vec![0; 64 * 1024],
             now: clock::monotonic_ms(),
             failed: Some(parts.failed),
             stopping: false,
@@ -131,8 +113,8 @@ impl Shard {
     /// Runs until told to stop.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(256);
-        let incoming = Slots { size: TRAIN_SLOT, headroom: 0, tailroom: TAILROOM };
-        let mut received = RecvBatch::new(RECEIVED, incoming);
+        let incoming = Slots { size: self.slot_size, headroom: 0, tailroom: TAILROOM };
+        let mut received = RecvBatch::new(BATCH, incoming);
         loop {
             if let Err(error) = self.poller.wait(&mut events, None) {
                 return self.fail(format!("the packet loop cannot wait for packets: {error}"));
@@ -205,10 +187,42 @@ impl Shard {
         look(&self.table).or_else(|| if self.obey() { look(&self.table) } else { None })
     }
 
+    /// Queues a datagram of ours for the end of the turn: `write` puts it into the slot it is given and says where.
+    fn queue(
+        &mut self,
+        socket: usize,
+        remote: SocketAddr,
+        local: SocketAddr,
+        write: impl FnOnce(&mut SendSlot<'_>) -> Result<Range<usize>, DropReason>,
+    ) -> Result<(), DropReason> {
+        let (through, batch) =
+            self.sockets.get(socket).zip(self.outgoing.get_mut(socket)).ok_or(DropReason::SendError)?;
+        if batch.len() == BATCH {
+            flush(through, batch, &self.drops);
+        }
+        let mut slot = batch.reserve().ok_or(DropReason::OutputSaturation)?;
+        let range = write(&mut slot)?;
+        slot.commit(range, remote, Some(local));
+        Ok(())
+    }
+
+    /// Queues a datagram that is complete.
+    fn queue_copy(&mut self, socket: usize, remote: SocketAddr, local: SocketAddr, datagram: &[u8]) {
+        let queued = self.queue(socket, remote, local, |slot| {
+            let start = slot.headroom();
+            let place = slot.payload().get_mut(..datagram.len()).ok_or(DropReason::TooBig)?;
+            place.copy_from_slice(datagram);
+            Ok(start..start + datagram.len())
+        });
+        if let Err(reason) = queued {
+            self.drops.count(reason);
+        }
+    }
+
     /// Sends what has been queued in this turn.
     fn flush(&mut self) {
-        for (socket, outgoing) in self.sockets.iter().zip(&mut self.outgoing) {
-            outgoing.flush(Exit { socket, drops: &self.drops, batches: &self.batches });
+        for (socket, batch) in self.sockets.iter().zip(&mut self.outgoing) {
+            flush(socket, batch, &self.drops);
         }
         self.flush_streams();
     }
@@ -233,16 +247,16 @@ impl Shard {
     }
 }
 
-/// Lowers the segment size that a TCP SYN announces to what fits the session's path.
-fn clamp(session: &Session, packet: &mut [u8]) {
-    let is_syn = |packet: &Packet<'_>| {
-        packet.protocol() == protocol::TCP
-            && packet.has_transport_header()
-            && Segment::parse(packet.transport()).is_ok_and(|segment| segment.flags().syn())
-    };
-    if Packet::parse(packet).is_ok_and(|packet| is_syn(&packet))
-        && let Some((v4, v6)) = session.channel().max_segment()
-    {
-        clamp_mss(packet, v4, v6);
+fn flush(socket: &UdpSocket, batch: &mut SendBatch, drops: &Drops) {
+    if batch.is_empty() {
+        return;
     }
+    let flushed = socket.flush(batch);
+    if flushed.blocked {
+        // Waiting would make a queue of it; a full link drops as well.
+        drops.add(DropReason::OutputSaturation, batch.clear() as u64);
+    }
+    let saturated = flushed.dropped.of(SendFault::NoBuffers);
+    drops.add(DropReason::OutputSaturation, saturated as u64);
+    drops.add(DropReason::SendError, (flushed.dropped.total() - saturated) as u64);
 }

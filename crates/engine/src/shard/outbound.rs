@@ -1,189 +1,69 @@
 //! From the inside out: inner packets to datagrams.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::ops::Range;
 
-use adit_host::tun::VNET_HEADER_LEN;
-use adit_tunnel::{DropReason, HEADROOM, Row, TAILROOM};
-use adit_wire::segment::Superpacket;
-use adit_wire::virtio::Header;
+use adit_tunnel::{DropReason, HEADROOM, TAILROOM};
+use adit_wire::ip::Packet;
+use adit_wire::tcp::clamp_mss;
 
-use super::outgoing::{Exit, Outgoing, Parcel};
-use super::{Shard, clamp};
+use super::{BATCH, Shard, TURNS};
 use crate::{Path, Session};
-
-/// Reads from tun before others have their turn.
-const READS: usize = 256;
-/// Bytes from tun before others have their turn.
-const TURN_BYTES: usize = 1024 * 1024;
 
 impl Shard {
     pub(super) fn read_tun(&mut self) {
-        let mut inner = std::mem::take(&mut self.inner);
-        let mut bytes = 0;
-        for _ in 0..READS {
-            let len = match self.tun.recv(&mut inner) {
-                Ok(0) => break,
+        for _ in 0..BATCH * TURNS {
+            let room = self.scratch.len() - TAILROOM;
+            let Some(place) = self.scratch.get_mut(HEADROOM..room) else { return };
+            let len = match self.tun.recv(place) {
+                Ok(0) => return,
                 Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    self.tun_is_gone(&error);
-                    break;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => return self.tun_is_gone(&error),
             };
-            if let Err(reason) = self.superpacket(inner.get(..len).unwrap_or_default()) {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            if let Err(reason) = self.inner_packet(&mut scratch, len) {
                 self.drops.count(reason);
             }
-            bytes += len;
-            if bytes > TURN_BYTES {
-                break;
-            }
+            self.scratch = scratch;
         }
-        self.inner = inner;
     }
 
-    /// Seals each packet of what tun gave, for the session that owns the destination. The error is about all of them.
-    fn superpacket(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
-        let (header, bytes) = bytes.split_first_chunk::<VNET_HEADER_LEN>().ok_or(DropReason::Malformed)?;
-        let packet = Superpacket::new(&Header::parse(header), bytes).map_err(|_| DropReason::Malformed)?;
-        let count = packet.count();
-        let destination = packet.packet().destination();
-        let found = self.find(|table| table.owner(destination).cloned()).ok_or(DropReason::NoRoute);
-        let session =
-            found.and_then(
-                |session| {
-                    if session.is_closed() { Err(DropReason::SessionClosed) } else { Ok(session) }
-                },
-            );
-        let session = match session {
-            Ok(session) => session,
-            Err(reason) => {
-                self.drops.add(reason, count as u64 - 1);
-                return Err(reason);
-            }
-        };
-        self.batches.tun_read(count as u64);
-        let path = session.path();
-        let row = session.channel().row();
-        let (mut packets, mut bytes) = (0, 0);
-        for index in 0..count {
-            let sealed = match (path, row) {
-                (Path::Udp { socket, remote, local }, Some(row)) => {
-                    self.seal_in_place(&session, (socket, remote, local), row, &packet, index)
-                }
-                _ => self.seal_apart(&session, path, &packet, index),
-            };
-            match sealed {
-                Ok(len) => {
-                    packets += 1;
-                    bytes += len;
-                }
-                Err(reason) => self.drops.count(reason),
+    /// Seals the inner packet in `buf[HEADROOM..][..len]` for the session that owns its destination.
+    fn inner_packet(&mut self, buf: &mut [u8], len: usize) -> Result<(), DropReason> {
+        let packet = buf.get_mut(HEADROOM..HEADROOM + len).ok_or(DropReason::Malformed)?;
+        let view = Packet::parse(packet).map_err(|_| DropReason::Malformed)?;
+        let destination = view.destination();
+        let session = self.find(|table| table.owner(destination).cloned()).ok_or(DropReason::NoRoute)?;
+        if session.is_closed() {
+            return Err(DropReason::SessionClosed);
+        }
+        if let Some((v4, v6)) = session.channel().max_segment() {
+            clamp_mss(packet, v4, v6);
+        }
+        match session.path() {
+            Path::Udp { .. } => self.seal_datagram(&session, buf, len)?,
+            Path::Stream { connection, .. } => {
+                let range = session.channel().seal(buf, HEADROOM..HEADROOM + len)?;
+                let sealed = buf.get(range).ok_or(DropReason::TooBig)?;
+                self.write_data(connection, sealed)?;
             }
         }
-        if packets > 0 {
-            session.count_sent(packets, bytes as u64, self.now);
-        }
+        session.count_sent(len, self.now);
         Ok(())
     }
 
-    /// Writes packet number `index` behind the datagrams that wait for the same peer, and seals it there; its length.
-    fn seal_in_place(
-        &mut self,
-        session: &Session,
-        (socket, remote, local): (usize, SocketAddr, SocketAddr),
-        row: Row,
-        packet: &Superpacket<'_>,
-        index: usize,
-    ) -> Result<usize, DropReason> {
-        let len = packet.length(index).ok_or(DropReason::Malformed)?;
-        let (outgoing, exit) = self.exit(socket)?;
-        let parcel = Parcel { remote, local, len: row.before + len, joins: len <= row.longest };
-        outgoing.push(exit, parcel, |buffer, place| {
-            let inner = place.start + row.before..place.end;
-            let out = buffer.get_mut(inner.clone()).ok_or(DropReason::TooBig)?;
-            packet.write_segment(index, out).ok_or(DropReason::Malformed)?;
-            if index == 0 {
-                clamp(session, out);
-            }
-            // A key with another cipher than the last one's: no channel has that, but nothing may go out that is not
-            // where it belongs.
-            let sealed = session.channel().seal(buffer, inner)?;
-            if sealed == place { Ok(()) } else { Err(DropReason::TooBig) }
-        })?;
-        Ok(len)
-    }
-
-    /// Seals packet number `index` in a buffer of its own and queues what becomes of it; its length.
-    fn seal_apart(
-        &mut self,
-        session: &Session,
-        path: Path,
-        packet: &Superpacket<'_>,
-        index: usize,
-    ) -> Result<usize, DropReason> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self.seal_in(&mut scratch, session, path, packet, index);
-        self.scratch = scratch;
-        result
-    }
-
-    fn seal_in(
-        &mut self,
-        scratch: &mut [u8],
-        session: &Session,
-        path: Path,
-        packet: &Superpacket<'_>,
-        index: usize,
-    ) -> Result<usize, DropReason> {
-        let room = scratch.len().saturating_sub(TAILROOM);
-        let out = scratch.get_mut(HEADROOM..room).ok_or(DropReason::TooBig)?;
-        let len = packet.write_segment(index, out).ok_or(DropReason::TooBig)?;
-        let inner: Range<usize> = HEADROOM..HEADROOM + len;
-        let out = scratch.get_mut(inner.clone()).ok_or(DropReason::TooBig)?;
-        clamp(session, out);
-        match path {
-            Path::Udp { socket, remote, local } => {
-                let mut send_piece = |datagram: &[u8]| {
-                    if let Err(reason) = self.queue_copy(socket, remote, local, datagram) {
-                        self.drops.count(reason);
-                    }
-                };
-                if let Some(result) = session.channel().seal_cut(out, &mut send_piece) {
-                    return result.map(|()| len);
-                }
-                let sealed = session.channel().seal(scratch, inner)?;
-                self.queue_copy(socket, remote, local, scratch.get(sealed).ok_or(DropReason::TooBig)?)?;
-            }
-            Path::Stream { connection, .. } => {
-                let sealed = session.channel().seal(scratch, inner)?;
-                self.write_data(connection, scratch.get(sealed).ok_or(DropReason::TooBig)?)?;
-            }
+    fn seal_datagram(&mut self, session: &Session, buf: &mut [u8], len: usize) -> Result<(), DropReason> {
+        let Path::Udp { socket, remote, local } = session.path() else { return Ok(()) };
+        let packet = buf.get(HEADROOM..HEADROOM + len).ok_or(DropReason::TooBig)?;
+        let mut send_piece = |datagram: &[u8]| self.queue_copy(socket, remote, local, datagram);
+        if let Some(result) = session.channel().seal_cut(packet, &mut send_piece) {
+            return result;
         }
-        Ok(len)
-    }
-
-    /// Queues a datagram that is complete.
-    fn queue_copy(
-        &mut self,
-        socket: usize,
-        remote: SocketAddr,
-        local: SocketAddr,
-        datagram: &[u8],
-    ) -> Result<(), DropReason> {
-        let (outgoing, exit) = self.exit(socket)?;
-        let parcel = Parcel { remote, local, len: datagram.len(), joins: false };
-        outgoing.push(exit, parcel, |buffer, place| {
-            buffer.get_mut(place).ok_or(DropReason::TooBig)?.copy_from_slice(datagram);
-            Ok(())
+        self.queue(socket, remote, local, |slot| {
+            let start = slot.headroom();
+            slot.payload().get_mut(..len).ok_or(DropReason::TooBig)?.copy_from_slice(packet);
+            session.channel().seal(slot.buffer(), start..start + len)
         })
-    }
-
-    fn exit(&mut self, socket: usize) -> Result<(&mut Outgoing, Exit<'_>), DropReason> {
-        let found = self.sockets.get(socket).zip(self.outgoing.get_mut(socket));
-        let (through, outgoing) = found.ok_or(DropReason::SendError)?;
-        Ok((outgoing, Exit { socket: through, drops: &self.drops, batches: &self.batches }))
     }
 
     fn tun_is_gone(&mut self, error: &std::io::Error) {

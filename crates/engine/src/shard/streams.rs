@@ -4,10 +4,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use adit_host::poll::Interest;
-use adit_tunnel::{DropReason, TAILROOM};
+use adit_tunnel::DropReason;
 
-use super::{BULK, Shard, TURNS};
-use crate::stream::{Broken, Connection};
+use super::{Shard, TURNS};
+use crate::stream::{Broken, Connection, MAX_PACKET, MAX_UNPROVEN, next_packet};
 use crate::{Event, Handle, Path};
 
 impl Shard {
@@ -25,8 +25,7 @@ impl Shard {
         match adopted {
             Ok(connection) => {
                 self.connections.insert(handle, connection);
-                let mut bytes = [leftover, &[0; TAILROOM]].concat();
-                self.packets(handle, &mut bytes, leftover.len());
+                self.packets(handle, leftover);
             }
             Err(error) => {
                 self.tell(Event::StreamClosed { handle, why: error.to_string() });
@@ -43,12 +42,8 @@ impl Shard {
         }
         let mut bulk = std::mem::take(&mut self.bulk);
         for _ in 0..TURNS {
-            match self
-                .connections
-                .get_mut(&handle)
-                .map(|connection| connection.fill(bulk.get_mut(..BULK).unwrap_or_default()))
-            {
-                Some(Ok(Some(len))) => self.packets(handle, &mut bulk, len),
+            match self.connections.get_mut(&handle).map(|connection| connection.fill(&mut bulk)) {
+                Some(Ok(Some(len))) => self.packets(handle, bulk.get(..len).unwrap_or_default()),
                 Some(Ok(None)) | None => break,
                 Some(Err(broken)) => {
                     self.break_connection(handle, &broken);
@@ -59,43 +54,42 @@ impl Shard {
         self.bulk = bulk;
     }
 
-    /// Handles the whole packets of `bytes[..len]`, and keeps the rest.
-    fn packets(&mut self, handle: Handle, bytes: &mut [u8], len: usize) {
+    /// Handles the whole packets of `bytes`, and keeps the rest.
+    fn packets(&mut self, handle: Handle, bytes: &[u8]) {
         let session = self.find(|table| table.session(handle).map(Arc::clone));
+        let limit = if session.is_some() { MAX_PACKET } else { MAX_UNPROVEN };
         let Some(connection) = self.connections.get(&handle) else { return };
         let path =
             Path::Stream { connection: handle, remote: connection.remote(), local: connection.local() };
-        let done = match self.stream_packets(session.as_ref(), path, bytes, len) {
-            Ok(done) => done,
-            Err(broken) => return self.break_connection(handle, &broken),
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut at = 0;
+        let result = loop {
+            match next_packet(bytes, &mut at, &mut scratch, limit) {
+                Ok(Some(len)) => {
+                    if let Err(reason) = self.stream_packet(session.as_ref(), path, &mut scratch, len) {
+                        self.drops.count(reason);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(broken) => break Err(broken),
+            }
         };
+        self.scratch = scratch;
+        if let Err(broken) = result {
+            return self.break_connection(handle, &broken);
+        }
         if let Some(connection) = self.connections.get_mut(&handle) {
-            connection.keep(bytes.get(done..len).unwrap_or_default());
+            connection.keep(bytes.get(at..).unwrap_or_default());
         }
     }
 
     pub(super) fn write_data(&mut self, handle: Handle, packet: &[u8]) -> Result<(), DropReason> {
-        if self.try_write_data(handle, packet)? {
-            return Ok(());
-        }
-        // One superpacket may be as much as may wait: what the kernel takes goes first.
-        let blocked = self.connections.get(&handle).is_some_and(|connection| connection.wants_write);
-        if !blocked {
-            self.write_out(handle);
-            if self.try_write_data(handle, packet)? {
-                return Ok(());
-            }
-        }
-        Err(DropReason::OutputSaturation)
-    }
-
-    fn try_write_data(&mut self, handle: Handle, packet: &[u8]) -> Result<bool, DropReason> {
         let connection = self.connections.get_mut(&handle).ok_or(DropReason::SessionClosed)?;
-        let queued = connection.queue_data(packet, &mut self.spare);
-        if queued {
-            self.mark_dirty(handle);
+        if !connection.queue_data(packet, &mut self.spare) {
+            return Err(DropReason::OutputSaturation);
         }
-        Ok(queued)
+        self.mark_dirty(handle);
+        Ok(())
     }
 
     pub(super) fn write_control(&mut self, handle: Handle, packet: &[u8]) {

@@ -148,19 +148,6 @@ impl Admin {
             metric("tracked_connections_max", "gauge", "As many as there may be.", &one(tracked.max));
         }
         metric("dropped_packets_total", "counter", "Packets dropped.", &by("reason", &status.drops));
-        let figures = self.running()?.engine.batches().figures();
-        let places = [
-            ("tun_read", figures.tun_read),
-            ("tun_written", figures.tun_written),
-            ("received", figures.received),
-            ("sent", figures.sent),
-        ];
-        let rows = |pick: fn((u64, u64)) -> u64| {
-            places.map(|(place, counts)| (format!("{{place=\"{place}\"}}"), pick(counts)))
-        };
-        let help = "Superpackets of the interface and trains of UDP datagrams, those of one packet too.";
-        metric("batches_total", "counter", help, &rows(|(batches, _)| batches));
-        metric("batched_packets_total", "counter", "Packets in them.", &rows(|(_, packets)| packets));
         Ok(out)
     }
 

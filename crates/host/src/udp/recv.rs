@@ -164,12 +164,6 @@ impl<'a> Received<'a> {
         self.buffer
     }
 
-    /// [`buffer`](Self::buffer), for as long as the batch is borrowed.
-    #[must_use]
-    pub fn into_buffer(self) -> &'a mut [u8] {
-        self.buffer
-    }
-
     /// Where in [`buffer`](Self::buffer) the datagrams are: several of equal length, the last one perhaps shorter,
     /// where the kernel [joined](super::UdpOptions::receive_trains) datagrams of one sender, and else one.
     pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + use<> {

@@ -35,21 +35,11 @@ pub struct Opened {
     pub backtrack: u32,
 }
 
-/// What a channel adds to every packet alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// [`DataChannel::seal`] adds these bytes right before a packet, and touches none before them and none behind the
-    /// packet. [`DataChannel::seal_cut`] cuts nothing.
-    pub before: usize,
-    /// The longest packet that is known to fit a datagram of the path; a longer one may have to be fragmented.
-    pub longest: usize,
-}
-
 /// Seals and opens packets of one session. Implementations are shared by threads and take no lock that another
 /// session could hold; keys are swapped whole when the control machine has new ones.
 pub trait DataChannel: Send + Sync + fmt::Debug {
-    /// Opens the datagram in `buf[..len]` in place. `buf` is at least [`TAILROOM`] longer than `len`; what is behind
-    /// `len` is the same afterwards, so that it may be the next datagram. `now` is in seconds of a steady clock.
+    /// Opens the datagram in `buf[..len]` in place. `buf` is at least [`TAILROOM`] longer than `len`.
+    /// `now` is in seconds of a steady clock.
     ///
     /// # Errors
     /// The reason to drop it for; nothing about the session has changed then.
@@ -61,12 +51,6 @@ pub trait DataChannel: Send + Sync + fmt::Debug {
     /// # Errors
     /// The reason to drop it for.
     fn seal(&self, buf: &mut [u8], packet: Range<usize>) -> Result<Range<usize>, DropReason>;
-
-    /// How packets are sealed one right behind the other; `None` when what [`seal`](Self::seal) adds depends on the
-    /// packet.
-    fn row(&self) -> Option<Row> {
-        None
-    }
 
     /// Seals a packet that one datagram is not to hold as several, handing each datagram to `emit`. `None` when
     /// the channel does not cut packets of this length; use [`seal`](Self::seal) then.

@@ -16,6 +16,6 @@ pub mod replay;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use channel::{DataChannel, HEADROOM, Inner, Opened, Row, TAILROOM};
+pub use channel::{DataChannel, HEADROOM, Inner, Opened, TAILROOM};
 pub use drops::{DropReason, Drops};
 pub use machine::{Entropy, Machine, PeerFault};

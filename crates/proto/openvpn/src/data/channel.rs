@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use adit_tunnel::{DataChannel, DropReason, HEADROOM, Inner, Opened, Row, TAILROOM};
+use adit_tunnel::{DataChannel, DropReason, HEADROOM, Inner, Opened, TAILROOM};
 use arc_swap::ArcSwap;
 
 use super::fragment::{self, FRAGMENT_HEADER, Reassembler, Step};
@@ -258,18 +258,6 @@ impl DataChannel for Channel {
             content.start = start;
         }
         self.seal_content(key, buf, content)
-    }
-
-    fn row(&self) -> Option<Row> {
-        let plain = matches!(self.options.compression, Compression::None | Compression::StubV2);
-        if !plain || self.options.fragment.is_some() {
-            return None;
-        }
-        let ring = self.ring.load();
-        let (_, key) = ring.sending()?;
-        let (_, header) = self.header(key.id());
-        let room = |mssfix: u16| self.room(key, usize::from(mssfix.saturating_sub(self.options.outer)));
-        Some(Row { before: header + key.before()?, longest: self.options.mssfix.map_or(usize::MAX, room) })
     }
 
     fn seal_cut(&self, packet: &[u8], emit: &mut dyn FnMut(&[u8])) -> Option<Result<(), DropReason>> {

@@ -134,11 +134,6 @@ impl DataKey {
         }
     }
 
-    /// Bytes that [`seal`](Self::seal) adds before every content, without the header, if it adds none behind it.
-    pub(super) fn before(&self) -> Option<usize> {
-        matches!(self.send, Direction::Aead { .. }).then(|| self.head())
-    }
-
     /// Largest content that makes a packet body (without header) of at most `limit` bytes.
     pub(super) fn room(&self, limit: usize) -> usize {
         let room = limit.saturating_sub(self.head());
@@ -204,14 +199,12 @@ impl DataKey {
                 let (head, text_and_room) = packet.split_at_mut_checked(text).ok_or(malformed)?;
                 let (head, tag) = head.split_last_chunk::<{ aead::TAG }>().ok_or(malformed)?;
                 let (head, id) = head.split_last_chunk::<ID_LEN>().ok_or(malformed)?;
-                // The library wants the tag behind the text, where another packet may be.
-                let behind: [u8; aead::TAG] = *text_and_room.last_chunk().ok_or(malformed)?;
+                // The library wants the tag behind the text.
                 *text_and_room.last_chunk_mut().ok_or(malformed)? = *tag;
                 let mut aad = [0; 8];
                 let aad = additional_data(head, *id, &mut aad);
-                let opened = key.open(nonce(*id, implicit_iv), aad, text_and_room);
-                *text_and_room.last_chunk_mut().ok_or(malformed)? = behind;
-                opened.map_err(|_| DropReason::Authentication)?;
+                key.open(nonce(*id, implicit_iv), aad, text_and_room)
+                    .map_err(|_| DropReason::Authentication)?;
                 let order = self.fresh(u32::from_be_bytes(*id), now)?;
                 Ok((text..len, order))
             }

@@ -208,46 +208,6 @@ fn a_key_at_its_limit_seals_nothing_more() {
 }
 
 #[test]
-fn packets_in_a_row_are_sealed_and_opened_each_in_its_place() {
-    for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
-        for peer_id in [Some(7), None] {
-            let (client, server) = pair(cipher, ChannelOptions { peer_id, mssfix: Some(1492), ..PEER });
-            let row = client.row().unwrap();
-            assert_eq!(row.before + row.longest + 28, 1492);
-            let (mut buf, size) = (vec![0; HEADROOM + 10 * 50 + TAILROOM], row.before + 30);
-            for n in 0..5 {
-                let start = HEADROOM + n * size;
-                buf[start + row.before..start + size].fill(n as u8);
-                let sealed = client.seal(&mut buf, start + row.before..start + size).unwrap();
-                assert_eq!(sealed, start..start + size);
-            }
-            for n in 0..5 {
-                let opened = server.open(&mut buf[HEADROOM + n * size..], size, 0).unwrap();
-                let Inner::Packet(range) = opened.inner else { panic!("no packet") };
-                let start = HEADROOM + n * size;
-                assert_eq!(buf[start + range.start..start + range.end], [n as u8; 30], "{cipher:?}");
-            }
-        }
-    }
-    let none = |cipher, options| assert_eq!(channel(Role::Client, cipher, options).row(), None);
-    none(Cipher::Aes256Cbc, PEER);
-    none(Cipher::Aes256Gcm, ChannelOptions { compression: Compression::Stub, ..PEER });
-    none(Cipher::Aes256Gcm, ChannelOptions { compression: Compression::Lzo, ..PEER });
-    none(Cipher::Aes256Gcm, ChannelOptions { fragment: Some(1300), ..PEER });
-}
-
-#[test]
-fn what_is_behind_a_packet_that_does_not_open_stays() {
-    let (client, server) = pair(Cipher::Aes256Gcm, PEER);
-    let mut sealed = seal(&client, b"packet");
-    let len = sealed.len();
-    sealed[len - 1] ^= 1;
-    sealed.extend_from_slice(&[0xab; TAILROOM]);
-    assert_eq!(server.open(&mut sealed, len, 0).unwrap_err(), DropReason::Authentication);
-    assert_eq!(sealed[len..], [0xab; TAILROOM]);
-}
-
-#[test]
 fn segments_are_as_long_as_those_of_a_stock_peer() {
     let options = ChannelOptions { mssfix: Some(1492), ..PEER };
     assert_eq!(channel(Role::Server, Cipher::Aes256Gcm, options).max_segment(), Some((1400, 1380)));
