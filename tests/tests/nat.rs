@@ -93,7 +93,6 @@ fn who_it_was_is_known_and_calls_go_on_across_a_restart_and_a_crash() {
     };
     let mut held = hold(&clients, &witness, 0);
 
-    let mut ended_at = 0;
     for crash in [false, true] {
         call_all();
         let marks: Vec<_> = clients.iter().map(OpenVpnClient::mark).collect();
@@ -102,7 +101,6 @@ fn who_it_was_is_known_and_calls_go_on_across_a_restart_and_a_crash() {
         } else {
             gateway.stop();
         }
-        ended_at = now();
         gateway.up();
         for (client, mark) in clients.iter().zip(marks) {
             client.wait_until_connected_since(mark, LATE);

@@ -25,6 +25,8 @@ const UNPRIVILEGED: &str = "net.ipv4.ip_unprivileged_port_start";
 
 /// Fewer source ports than this are not left to a machine by cutting into the range it has: it gets another range.
 const FEWEST: usize = 1024;
+/// One part in so many of the range is much to be taken out of it.
+const MUCH: usize = 8;
 
 /// The machine as it is.
 #[derive(Debug, Clone)]
@@ -202,8 +204,19 @@ fn ephemeral(config: &Config, demands: &Demands, present: &Present) -> RangeIncl
     match &config.host.ephemeral {
         Some(range) if config.host.manage_sysctl || !undisturbed => range.clone(),
         None if !undisturbed && demands.source_ports().count() < FEWEST => EPHEMERAL,
+        None if !undisturbed => unbroken(demands, present),
         _ => present.range.clone(),
     }
+}
+
+/// The present range, or if others have much of it, what is left in one piece: the kernel begins anywhere and goes up
+/// to the next port that it may choose, so behind a long piece that it may not choose one port would come up all the time.
+fn unbroken(demands: &Demands, present: &Present) -> RangeInclusive<u16> {
+    let taken = demands.protected().without(&present.reserved).count();
+    let left = demands.source_ports();
+    let longest = left.ranges().iter().max_by_key(|range| range.len()).cloned();
+    let worthwhile = taken > present.range.len() / MUCH;
+    longest.filter(|range| worthwhile && range.len() >= FEWEST).unwrap_or_else(|| present.range.clone())
 }
 
 fn sysctls(demands: &Demands, present: &Present) -> Vec<Sysctl> {
@@ -459,6 +472,12 @@ mod tests {
         assert!(
             decision.notes[0].contains("ip_local_reserved_ports") && decision.notes[0].contains("put back")
         );
+    }
+
+    #[test]
+    fn of_a_range_of_which_much_is_taken_what_is_left_in_one_piece_is_used() {
+        let decision = decided(&format!("{}{NAT}", entrance("1194")), &linux());
+        assert_eq!(set(&decision), ["sysctl net.ipv4.ip_local_port_range = 32768 39999"]);
     }
 
     #[test]
