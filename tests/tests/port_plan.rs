@@ -101,10 +101,12 @@ fn plan(gateway: &Gateway, entrance: &str, nat: &str) {
         "[[entrance]]\naddress = \"{EXIT}\"\nudp = \"{entrance}\"\ntcp = \"{entrance}\"\n\
          [nat]\naddresses = [\"{EXIT}\"]\nports = \"{nat}\"\n"
     );
-    // In the place of the one that is there.
-    let (before, rest) = tail.split_once("[nat]").unwrap();
-    let after = &rest[rest.find("\n[store]").unwrap()..];
-    std::fs::write(gateway.config(), format!("{head}{tables}{before}{after}")).unwrap();
+    // In the place of the one that `init` has written.
+    let tail = match tail.split_once("[nat]") {
+        Some((before, rest)) => format!("{before}{}", &rest[rest.find("\n[store]").unwrap()..]),
+        None => tail.to_owned(),
+    };
+    std::fs::write(gateway.config(), format!("{head}{tables}{tail}")).unwrap();
 }
 
 #[test]
