@@ -338,7 +338,7 @@ fn hand_over(linger: &str, quiet: bool) {
     };
     let early = || {
         if !quiet {
-            late()
+            late();
         }
     };
     ann.stop();
