@@ -75,11 +75,12 @@ impl Admin {
             tolerance_ms: query.tolerance_ms,
         };
         let mut found = self.store.trace(&query).map_err(internal)?;
-        // What somebody has now they need not have then. Where the clock was set back, it may have been then already.
+        // What somebody has now they need not have then; what began later than now tells of a clock that was set back.
         let reach = i64::try_from(query.tolerance_ms.saturating_add(found.clock_uncertainty_ms));
         let earliest = query.at.as_millis().saturating_sub(reach.unwrap_or(i64::MAX));
-        if earliest > crate::clock::now().as_millis() {
-            found.matches.clear();
+        let now = crate::clock::now();
+        if earliest > now.as_millis() {
+            found.matches.retain(|found| found.to.is_some() || found.from > now);
         }
         Ok(Trace {
             matches: found.matches.into_iter().map(described).collect(),
